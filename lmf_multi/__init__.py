@@ -1,0 +1,10 @@
+"""Large Margin aware Focal loss for imbalanced data: one definition, four implementations.
+
+``lmf_multi.torch``, ``lmf_multi.jax`` and ``lmf_multi.keras`` give the same values and gradients as
+``lmf_multi.reference``. Importing this package imports NumPy and no framework.
+"""
+
+from lmf_multi.spec import LMFSpec, class_counts, class_margins, class_weights
+
+__version__ = "0.1.0"
+__all__ = ["LMFSpec", "__version__", "class_counts", "class_margins", "class_weights"]

@@ -1,0 +1,485 @@
+r"""The definition: values and analytic gradients in float64 NumPy.
+
+N examples, C classes. Every other implementation keeps these steps, their order and their names:
+
+1. ``check_inputs``: shapes and dtypes.
+2. ``_targets``: labels become a distribution q over the classes and a mask of the valid examples.
+3. ``_coefficients``: what each term of each class counts for, with the reduction's normalisers.
+4. ``_class_terms``: LDAM and focal of one class from its one-vs-rest log-odds, and their slopes.
+5. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
+
+====== ======== ==========================================================
+symbol shape    meaning
+====== ======== ==========================================================
+z      (N, C)   logits, nats
+q      (N, C)   target distribution
+Δ      (C,)     margins, logit units
+w      (C,)     class weights
+W      (N,)     an example's class weight, Σ_j q_ij w_j
+a, b   (N, C)   coefficients of LDAM_j and Focal_j
+γ, s   scalars  focusing exponent, LDAM scale
+====== ======== ==========================================================
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi.spec import (
+    Counts,
+    Floats,
+    LMFSpec,
+    Reduction,
+    Weights,
+    check_inputs,
+    check_label_range,
+    check_parameters,
+    check_reduction,
+    focal_weights,
+)
+
+__all__ = [
+    "FocalLoss",
+    "LDAMLoss",
+    "LMFLoss",
+    "focal_loss",
+    "ldam_loss",
+    "lmf_loss",
+    "lmf_loss_and_grad",
+]
+
+
+def lmf_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Floats:
+    r"""Large-margin and focal losses, mixed, for each example.
+
+    .. math::
+        \omega_j(z) &= z_j - \log \sum_{k \ne j} e^{z_k} \\
+        \mathrm{Focal}_j &= \mathrm{sigmoid}(-\omega_j(z))^\gamma \, \mathrm{softplus}(-\omega_j(z))
+            = -(1 - p_j)^\gamma \log p_j \\
+        \mathrm{LDAM}_j &= \mathrm{softplus}(s \Delta_j - \omega_j(s z))
+            = -\log \frac{e^{s (z_j - \Delta_j)}}
+                         {e^{s (z_j - \Delta_j)} + \sum_{k \ne j} e^{s z_k}} \\
+        L_i &= \sum_j q_{ij} \, w_j \, (\alpha \, \mathrm{LDAM}_j + \beta \, \mathrm{Focal}_j)
+
+    z is one row of ``logits``, p its softmax, s ``scale``, Δ ``margins``, w ``class_weight``; q_i
+    is the label as a distribution, one-hot for an integer, after smoothing (1 - ε) q + ε / C. The
+    forms in ω equal the papers' and stay accurate for the easiest and the hardest examples.
+
+    Args:
+        logits: float (..., C), unnormalised log-probabilities, nats; -inf for an impossible class.
+        labels: integer, the logits' shape without the class axis, each in [0, C); or float, the
+            logits' shape, a distribution over the classes.
+        margins: float (C,), logit units, before scaling; ``class_margins`` computes them.
+        class_weight: float (C,), at least 0, or None for ones.
+        alpha: share of the LDAM term.
+        beta: share of the focal term.
+        gamma: focusing exponent, at least 0.
+        scale: factor on the logits inside the LDAM term, positive.
+        label_smoothing: ε, in [0, 1].
+        axis: the class axis of ``logits``.
+        where: bool, one value for each example; False leaves the example out of every sum and
+            count, whatever its logits and its label.
+        reduction: ``"none"``; ``"sum"``; ``"mean"``, each term averaged as published, LDAM over the
+            total class weight Σ_ij q_ij w_j (before smoothing) and focal over the N valid examples;
+            ``"batch_mean"``, Σ L_i / N. No valid example gives 0.
+
+    Returns:
+        float64, nats: one value for each example for ``"none"``, a scalar otherwise.
+
+    Raises:
+        ValueError: shapes disagree, a label is out of range, a parameter breaks its rule.
+        TypeError: a dtype of the wrong kind.
+
+    Source: Sadi et al., LMFLOSS, arXiv 2212.12741; LDAM: Cao et al., arXiv 1906.07413, equation 10;
+    focal: Lin et al., arXiv 1708.02002, equation 4.
+
+    >>> lmf_loss(np.array([[2.0, 0.0], [0.5, 1.0]]), np.array([0, 1]), [0.1, 0.5]).round(4)
+    np.float64(0.5775)
+    """
+    value, _ = lmf_loss_and_grad(
+        logits,
+        labels,
+        margins,
+        class_weight,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        scale=scale,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+        reduction=reduction,
+    )
+    return value
+
+
+def ldam_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Floats:
+    """The LDAM term alone: ``lmf_loss`` with alpha 1 and beta 0.
+
+    >>> ldam_loss(np.array([[0.2, 0.0]]), np.array([0]), [0.2, 0.5], scale=2.0).round(4)
+    np.float64(0.6931)
+    """
+    return lmf_loss(
+        logits,
+        labels,
+        margins,
+        class_weight,
+        alpha=1.0,
+        beta=0.0,
+        scale=scale,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+        reduction=reduction,
+    )
+
+
+def focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    gamma: float = 1.5,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Floats:
+    """The focal term alone: ``lmf_loss`` with alpha 0 and beta 1.
+
+    >>> focal_loss(np.array([[0.0, 0.0]]), np.array([0]), gamma=2.0).round(4)
+    np.float64(0.1733)
+    """
+    z = np.asarray(logits)
+    return lmf_loss(
+        z,
+        labels,
+        np.zeros(z.shape[axis]),
+        class_weight,
+        alpha=0.0,
+        beta=1.0,
+        gamma=gamma,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+        reduction=reduction,
+    )
+
+
+def lmf_loss_and_grad(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Floats, Floats]:
+    r"""``lmf_loss`` and its gradient with respect to the logits.
+
+    Each term depends on one log-odds, so with r the softmax over k ≠ j
+
+    .. math:: \partial L / \partial z_j = L', \qquad \partial L / \partial z_k = -L' r_k,
+        \qquad L' = \partial L / \partial \omega_j
+
+    Args: as ``lmf_loss``.
+
+    Returns:
+        The value, and float64 of the logits' shape: the gradient of the value, for ``"none"`` of
+        its sum. Every row sums to 0; a masked example's row is 0.
+
+    >>> value, grad = lmf_loss_and_grad(np.array([[1.0, 0.0, -1.0]]), [0], [0.5, 0.5, 0.5])
+    >>> grad.round(4)
+    array([[-0.1436,  0.105 ,  0.0386]])
+    """
+    z, y, Δ = np.asarray(logits), np.asarray(labels), np.asarray(margins, np.float64)
+    w = None if class_weight is None else np.asarray(class_weight, np.float64)
+    mask = None if where is None else np.asarray(where)
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    check_reduction(reduction)
+    soft = check_inputs(
+        (z.shape, z.dtype),
+        (y.shape, y.dtype),
+        axis,
+        {"margins": Δ.shape, "class_weight": None if w is None else w.shape},
+        None if mask is None else (mask.shape, mask.dtype),
+    )
+
+    z = np.moveaxis(z, axis, -1)
+    shape, C = z.shape, z.shape[-1]
+    y = np.moveaxis(y, axis, -1).reshape(-1, C) if soft else y.reshape(-1)
+    valid = np.ones(len(y), bool) if mask is None else mask.reshape(-1)
+    z = np.where(valid[:, None], z.reshape(-1, C).astype(np.float64), 0.0)
+
+    q = _targets(y, valid, C)
+    a, b = _coefficients(q, valid, w, alpha, beta, label_smoothing, reduction)
+    loss, grad = _mixture(z, a, b, Δ, gamma, scale)
+
+    value: Floats = loss.reshape(shape[:-1]) if reduction == "none" else loss.sum()
+    return value, np.moveaxis(grad.reshape(shape), -1, axis)
+
+
+def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
+    """Distributions q (N, C) before smoothing; rows of zeros for masked examples."""
+    if y.ndim == 2:
+        return np.where(valid[:, None], y.astype(np.float64), 0.0)
+    y = np.where(valid, y, 0)
+    check_label_range(int(y.min(initial=0)), int(y.max(initial=0)), C, "where")
+    return np.where(valid[:, None], np.eye(C)[y], 0.0)
+
+
+def _coefficients(
+    q: Floats,
+    valid: NDArray[np.bool_],
+    w: Floats | None,
+    alpha: float,
+    beta: float,
+    label_smoothing: float,
+    reduction: Reduction,
+) -> tuple[Floats, Floats]:
+    """What LDAM_j and Focal_j of each example count for, (N, C) each, normalised."""
+    C = q.shape[1]
+    w = np.ones(C) if w is None else w
+    W, N = (q @ w).sum(), valid.sum()
+    by_weight, by_examples = {
+        "none": (1.0, 1.0),
+        "sum": (1.0, 1.0),
+        "mean": (W, N),
+        "batch_mean": (N, N),
+    }[reduction]
+    q = ((1 - label_smoothing) * q + label_smoothing / C) * valid[:, None]
+    a = alpha * q * w / (by_weight or 1.0)
+    b = beta * q * w / (by_examples or 1.0)
+    return a, b
+
+
+def _mixture(
+    z: Floats, a: Floats, b: Floats, Δ: Floats, γ: float, s: float
+) -> tuple[Floats, Floats]:
+    """Σ_j a_j LDAM_j + b_j Focal_j of each example (N,), and its gradient (N, C)."""
+    loss, grad = np.zeros(len(z)), np.zeros_like(z)
+    spoilt = np.flatnonzero(np.isnan(z).any(axis=1))  # NaN, even where no term counts
+    loss[spoilt], grad[spoilt] = np.nan, np.nan
+    for j in range(z.shape[1]):
+        i = np.flatnonzero((a[:, j] != 0) | (b[:, j] != 0))
+        if i.size == 0:
+            continue
+        ldam, focal, r_s, r, ldam_slope, focal_slope = _class_terms(z[i], j, Δ[j], γ, s)
+        loss[i] += _times(a[i, j], ldam) + _times(b[i, j], focal)
+        G_s, G = a[i, j] * ldam_slope, b[i, j] * focal_slope
+        grad[i, j] += G_s + G
+        k = np.arange(z.shape[1]) != j
+        grad[np.ix_(i, k)] -= G_s[:, None] * r_s + G[:, None] * r
+    return loss, grad
+
+
+def _class_terms(z: Floats, j: int, Δ: float, γ: float, s: float) -> tuple[Floats, ...]:
+    """LDAM_j and Focal_j (N,), the softmaxes over k ≠ j (N, C - 1) and the slopes ∂/∂ω_j (N,)."""
+    others = np.delete(z, j, axis=1)
+    M = others.max(1)
+    M = np.where(np.isneginf(M), 0.0, M)  # no other class is possible: every exponential is 0
+    d, x = z[:, j] - M, others - M[:, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        e, e_s = np.exp(x), np.exp(s * x)
+        S, S_s = e.sum(1), e_s.sum(1)
+        ω = np.minimum(d - np.log(S), _LARGE)
+        τ = s * (d - Δ) - np.log(S_s)
+
+        ce, ldam = _softplus(-ω), _softplus(-τ)
+        p, miss = np.exp(-ce), np.exp(-_softplus(ω))  # miss = 1 - p
+        modulation = np.exp(-γ * _softplus(ω))  # (1 - p)^γ
+        focal = modulation * ce
+
+        focal_slope = -modulation * (γ * p * np.minimum(ce, _LARGE) + miss)
+        ldam_slope = -s * np.exp(-_softplus(τ))
+    r, r_s = e / np.maximum(S, 1.0)[:, None], e_s / np.maximum(S_s, 1.0)[:, None]
+    return ldam, focal, r_s, r, ldam_slope, focal_slope
+
+
+# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+_LARGE = 1e18
+
+
+def _softplus(x: Floats) -> Floats:
+    result: Floats = np.logaddexp(0.0, x)
+    return result
+
+
+def _times(coefficient: Floats, term: Floats) -> Floats:
+    """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
+    with np.errstate(invalid="ignore"):
+        return np.where((coefficient == 0) & (term == np.inf), 0.0, coefficient * term)
+
+
+class _Loss:
+    """Arrays and numbers of one loss; calling it calls ``lmf_loss``."""
+
+    def __init__(
+        self,
+        margins: Floats | None,
+        class_weight: Floats | None,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        scale: float,
+        label_smoothing: float,
+        axis: int,
+        reduction: Reduction,
+    ) -> None:
+        check_reduction(reduction)
+        self.margins, self.class_weight = margins, class_weight
+        self.alpha, self.beta, self.gamma, self.scale = alpha, beta, gamma, scale
+        self.label_smoothing, self.axis, self.reduction = label_smoothing, axis, reduction
+
+    def __call__(
+        self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+    ) -> Floats:
+        z = np.asarray(logits)
+        return lmf_loss(
+            z,
+            labels,
+            np.zeros(z.shape[self.axis]) if self.margins is None else self.margins,
+            self.class_weight,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            scale=self.scale,
+            label_smoothing=self.label_smoothing,
+            axis=self.axis,
+            where=where,
+            reduction=self.reduction,
+        )
+
+
+class LMFLoss(LMFConstructors, _Loss):
+    """``lmf_loss`` with margins and class weights from class counts; parameters as ``LMFSpec``.
+
+    >>> LMFLoss([90, 10])(np.array([[2.0, 0.0], [0.5, 1.0]]), np.array([0, 1])).round(4)
+    np.float64(0.6874)
+    """
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        spec = LMFSpec(
+            class_counts,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        super().__init__(
+            spec.margins,
+            None if spec.class_weight is None else spec.weights,
+            spec.alpha,
+            spec.beta,
+            spec.gamma,
+            spec.scale,
+            spec.label_smoothing,
+            axis,
+            reduction,
+        )
+
+
+class LDAMLoss(LDAMConstructors, _Loss):
+    """``ldam_loss`` with margins and class weights from class counts; parameters as ``LMFSpec``."""
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        spec = LMFSpec(
+            class_counts,
+            alpha=1.0,
+            beta=0.0,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        super().__init__(
+            spec.margins,
+            None if spec.class_weight is None else spec.weights,
+            spec.alpha,
+            spec.beta,
+            spec.gamma,
+            spec.scale,
+            spec.label_smoothing,
+            axis,
+            reduction,
+        )
+
+
+class FocalLoss(FocalConstructors, _Loss):
+    """``focal_loss`` with class weights; counts are needed for the named class weights only."""
+
+    def __init__(
+        self,
+        class_counts: Counts = None,
+        *,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
+        weights = focal_weights(class_counts, class_weight, max_margin)
+        super().__init__(None, weights, 0.0, 1.0, gamma, 1.0, label_smoothing, axis, reduction)

@@ -1,0 +1,432 @@
+"""The parameters of the loss: every check, and margins and weights from class counts."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Shape = tuple[int | None, ...]
+Reduction = Literal["none", "sum", "mean", "batch_mean"]
+
+# What users hold: lists, tuples, arrays and tensors of every framework; mappings of counts.
+Counts = Any
+Weights = Any
+
+REDUCTIONS = ("none", "sum", "mean", "batch_mean")
+SCHEMES = ("margin", "complement", "balanced", "effective")
+LOGIT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "alpha": ("at least 0", lambda value: value >= 0),
+    "beta": ("at least 0", lambda value: value >= 0),
+    "gamma": ("at least 0", lambda value: value >= 0),
+    "max_margin": ("positive", lambda value: value > 0),
+    "scale": ("positive", lambda value: value > 0),
+    "label_smoothing": ("between 0 and 1", lambda value: 0 <= value <= 1),
+    "effective_beta": ("at least 0 and less than 1", lambda value: 0 <= value < 1),
+}
+
+
+@dataclass(frozen=True)
+class LMFSpec:
+    r"""The Large Margin aware Focal loss for one training set: checked once, never changed.
+
+    The defaults are the published configuration, in which the margins are the class weights too.
+
+    Args:
+        class_counts: training examples of each class, at least 1 each, in label order: a list, a
+            tuple, a 1-D array or tensor of any framework, or a mapping from class to count.
+        alpha: share of the LDAM term, at least 0.
+        beta: share of the focal term, at least 0.
+        gamma: focusing exponent, at least 0; 0 turns the focal term into cross-entropy.
+        max_margin: margin of the rarest class, in logit units, before scaling.
+        scale: factor on the logits inside the LDAM term; 30 was made for cosine logits.
+        class_weight: ``"margin"`` (published), ``"complement"``, ``"balanced"``, ``"effective"``,
+            one number for each class, or None.
+        label_smoothing: share of every target that is spread evenly over the classes, in [0, 1].
+
+    Raises:
+        ValueError: a value breaks its rule.
+        TypeError: a value is not of the right kind.
+
+    Source: Sadi et al., LMFLOSS, arXiv 2212.12741.
+
+    >>> spec = LMFSpec([625, 16, 1])
+    >>> spec.margins
+    array([0.1 , 0.25, 0.5 ])
+    >>> spec.num_classes
+    3
+    >>> LMFSpec({0: 625, 1: 16, 2: 1}) == spec
+    True
+    """
+
+    class_counts: Counts
+    _: KW_ONLY
+    alpha: float = 1.5
+    beta: float = 1.0
+    gamma: float = 1.5
+    max_margin: float = 0.5
+    scale: float = 30.0
+    class_weight: Weights = "margin"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("alpha", "beta", "gamma", "max_margin", "scale", "label_smoothing")
+        for name in names:
+            check_parameters(**{name: getattr(self, name)})
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "class_counts", _as_counts(self.class_counts))
+        weights = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
+        if self.class_weight is not None and not isinstance(self.class_weight, str):
+            object.__setattr__(self, "class_weight", tuple(weights.tolist()))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.class_counts)
+
+    @cached_property
+    def margins(self) -> Floats:
+        """float64 (C,), logit units before scaling; read-only."""
+        return _frozen(class_margins(self.class_counts, self.max_margin))
+
+    @cached_property
+    def weights(self) -> Floats:
+        """float64 (C,), all ones for ``class_weight=None``; read-only."""
+        return _frozen(
+            class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
+        )
+
+
+def class_margins(class_counts: Counts, max_margin: float = 0.5) -> Floats:
+    r"""LDAM margins: the rarer the class, the wider.
+
+    .. math:: \Delta_j = \mathrm{max\_margin}\,(\min_k n_k / n_j)^{1/4}
+
+    Args:
+        class_counts: training examples of each class (C,), in any form that ``LMFSpec`` takes.
+        max_margin: margin of the rarest class, in logit units, positive.
+
+    Returns:
+        float64 (C,), logit units, before scaling.
+
+    Raises:
+        ValueError: a count is below 1, or max_margin is not positive.
+
+    Source: Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss,
+    arXiv 1906.07413, equation 13.
+
+    >>> class_margins([10000, 625, 1])
+    array([0.05, 0.1 , 0.5 ])
+    """
+    check_parameters(max_margin=max_margin)
+    n: Floats = np.array(_as_counts(class_counts), np.float64)
+    margins: Floats = max_margin * (n.min() / n) ** 0.25
+    return margins
+
+
+def class_weights(
+    class_counts: Counts,
+    scheme: Weights,
+    *,
+    max_margin: float = 0.5,
+    effective_beta: float = 0.9999,
+) -> Floats:
+    """A weight for each class, from the class counts.
+
+    ========== ====================================================================
+    margin     the margins themselves, as published for LMF
+    complement (1 - n_j / sum(n)) / (C - 1), the LMF paper's BWCCE baseline
+    balanced   sum(n) / (C n_j), as scikit-learn
+    effective  (1 - b) / (1 - b^n_j), b = ``effective_beta``, scaled to sum to C
+    an array   as given: (C,), finite, at least 0, not all 0
+    None       all ones
+    ========== ====================================================================
+
+    Args:
+        class_counts: training examples of each class (C,), in any form that ``LMFSpec`` takes.
+        scheme: a name from the table, an array, or None.
+        max_margin: for ``"margin"``, the margin of the rarest class.
+        effective_beta: for ``"effective"``, in [0, 1).
+
+    Returns:
+        float64 (C,).
+
+    Raises:
+        ValueError: an unknown name, or a value that breaks its rule.
+
+    Source: Sadi et al., arXiv 2212.12741 (margin, complement); Cui et al., Class-Balanced Loss
+    Based on Effective Number of Samples, arXiv 1901.05555, equation 2 (effective).
+
+    >>> class_weights([6, 3, 1], "complement")
+    array([0.2 , 0.35, 0.45])
+    """
+    check_parameters(max_margin=max_margin, effective_beta=effective_beta)
+    counts = _as_counts(class_counts)
+    n: Floats = np.array(counts, np.float64)
+    w: Floats
+    if scheme is None:
+        w = np.ones(len(n))
+    elif not isinstance(scheme, str):
+        w = _as_weights(scheme, len(n))
+    elif scheme == "margin":
+        w = class_margins(counts, max_margin)
+    elif scheme == "complement":
+        w = (1 - n / n.sum()) / (len(n) - 1)
+    elif scheme == "balanced":
+        w = n.sum() / (len(n) * n)
+    elif scheme == "effective":
+        # 1 - b^n without the cancellation that b close to 1 would bring
+        inverse = np.ones(len(n))
+        if effective_beta > 0:
+            inverse = -1 / np.expm1(n * math.log(effective_beta))
+        w = inverse * (len(n) / inverse.sum())
+    else:
+        raise ValueError(
+            f"class_weight must be one of {', '.join(SCHEMES)}, an array or None, got {scheme!r}"
+        )
+    return w
+
+
+def focal_weights(class_counts: Counts, class_weight: Weights, max_margin: float) -> Floats | None:
+    """Class weights where the counts are optional because only the named schemes need them."""
+    if class_weight is None:
+        return None
+    if class_counts is not None:
+        return class_weights(class_counts, class_weight, max_margin=max_margin)
+    if isinstance(class_weight, str):
+        raise ValueError(
+            f"class_weight {class_weight!r} is computed from class counts, got class_counts=None; "
+            "pass class_counts"
+        )
+    return _as_weights(class_weight, None)
+
+
+def class_counts(
+    labels: Any, num_classes: int | None = None, *, ignore_index: int | None = None
+) -> NDArray[np.int64]:
+    """Count the examples (or pixels) of each class.
+
+    Args:
+        labels: integers of any shape, each in [0, C); an array or tensor of any framework.
+        num_classes: C, for a class without examples to count 0; default: largest label + 1.
+        ignore_index: a label that is not counted.
+
+    Returns:
+        int64 (C,).
+
+    Raises:
+        ValueError: a label outside [0, C), or no label from which C could be told.
+        TypeError: labels that are not integers.
+
+    >>> class_counts([0, 2, 2, -100], num_classes=4, ignore_index=-100)
+    array([1, 0, 2, 0])
+    """
+    y = _as_numpy(labels)
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {y.dtype}; take argmax of one-hot labels")
+    y = y.ravel()
+    if ignore_index is not None:
+        y = y[y != ignore_index]
+    if num_classes is None:
+        if y.size == 0:
+            raise ValueError("labels must not be empty, got none; pass num_classes")
+        num_classes = int(y.max()) + 1
+    if y.size:
+        check_label_range(int(y.min()), int(y.max()), num_classes, "ignore_index")
+    return np.bincount(y, minlength=num_classes)
+
+
+# --- checks, for every framework: numbers, shapes as tuples and dtypes as names, so that a check
+# --- costs nothing under a compiler
+
+
+def check_parameters(**parameters: Any) -> None:
+    """Refuse a hyper-parameter that breaks its rule; values inside a compiler are left alone."""
+    for name, value in parameters.items():
+        if isinstance(value, (bool, np.bool_, str)) or value is None:
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not isinstance(value, Real):
+            continue
+        rule, holds = _RULES[name]
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+        if not holds(float(value)):
+            raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def check_reduction(reduction: str, allowed: tuple[str | None, ...] = REDUCTIONS) -> None:
+    """Refuse an unknown reduction."""
+    if reduction not in allowed:
+        names = ", ".join(str(name) for name in allowed)
+        raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+
+
+def check_inputs(
+    logits: tuple[Shape, Any],
+    labels: tuple[Shape, Any],
+    axis: int,
+    vectors: Mapping[str, Shape | None],
+    where: tuple[Shape, Any] | None = None,
+) -> bool:
+    """Check shapes and dtypes of one call; tell whether the labels are distributions.
+
+    Args:
+        logits: shape and dtype of the logits; a None in a shape is a size not known yet.
+        labels: shape and dtype of the labels.
+        axis: the class axis of the logits.
+        vectors: shapes of the per-class arrays (margins, class_weight), None for an absent one.
+        where: shape and dtype of the mask over examples, if there is one.
+
+    Returns:
+        True for distributions of the logits' shape, False for integer labels.
+    """
+    shape, dtype = logits[0], _dtype_name(logits[1])
+    if dtype not in LOGIT_DTYPES:
+        raise TypeError(f"logits must be one of {', '.join(LOGIT_DTYPES)}, got {dtype}")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"logits must have the class axis {axis}, got shape {shape}")
+    num_classes = shape[axis]
+    if num_classes is not None and num_classes < 2:
+        raise ValueError(
+            f"logits must have at least 2 classes along axis {axis}, got shape {shape}; "
+            "give a binary problem two logits"
+        )
+    for name, vector in vectors.items():
+        if vector is not None and not _agree(vector, (num_classes,)):
+            raise ValueError(
+                f"{name} must have shape ({num_classes},), one number for each class of the "
+                f"logits {shape}, got {vector}; check class_counts"
+            )
+    examples = shape[:axis] + shape[axis:][1:]
+    distribution = _check_labels(labels[0], _dtype_name(labels[1]), shape, examples)
+    if where is not None:
+        if _dtype_name(where[1]) != "bool":
+            raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
+        if not _agree(where[0], examples):
+            raise ValueError(
+                f"where must have shape {examples}, one value for each example, got {where[0]}"
+            )
+    return distribution
+
+
+def _check_labels(labels: Shape, dtype: str, logits: Shape, examples: Shape) -> bool:
+    if dtype in LOGIT_DTYPES:
+        if not _agree(labels, logits):
+            raise ValueError(
+                f"floating labels are distributions and must have the logits' shape {logits}, "
+                f"got {labels}; cast class indices to integers"
+            )
+        return True
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"labels must be integers or distributions in floating point, got {dtype}")
+    if not _agree(labels, examples):
+        raise ValueError(
+            f"integer labels must have shape {examples}, the logits' without the class axis, "
+            f"got {labels}; cast one-hot labels to floating point"
+        )
+    return False
+
+
+def check_label_range(smallest: int, largest: int, num_classes: int, mask: str) -> None:
+    """Refuse labels outside [0, C); the bounds are those of the labels that are not masked."""
+    if smallest < 0 or largest >= num_classes:
+        got = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"labels must be in [0, {num_classes}), got {got}; mask examples without a class "
+            f"with {mask}"
+        )
+
+
+def _agree(shape: Shape, expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(
+        size is None or other is None or size == other
+        for size, other in zip(shape, expected, strict=True)
+    )
+
+
+def _dtype_name(dtype: Any) -> str:
+    """``torch.float32``, ``dtype('float32')`` and ``<dtype: 'float32'>`` are float32."""
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+
+
+def _as_numpy(values: Any) -> NDArray[Any]:
+    if hasattr(values, "detach"):  # a PyTorch tensor, perhaps on a GPU
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
+def _frozen(values: Floats) -> Floats:
+    values.setflags(write=False)
+    return values
+
+
+def _as_counts(class_counts: Counts) -> tuple[int, ...]:
+    if isinstance(class_counts, Mapping):
+        class_counts = _mapped_counts(class_counts)
+    n = _as_numpy(class_counts)
+    if n.dtype.kind not in "iuf":
+        raise TypeError(f"class_counts must be numbers, got {class_counts!r}")
+    if n.ndim != 1 or n.size < 2:
+        raise ValueError(
+            "class_counts must hold one count for each of at least 2 classes, "
+            f"got shape {n.shape}; count labels with lmf_multi.class_counts"
+        )
+    for j, count in enumerate(n.tolist()):
+        if not math.isfinite(count) or count != int(count):
+            raise ValueError(
+                f"class_counts must be whole numbers, got {count} for class {j}; "
+                "pass numbers of examples, not frequencies"
+            )
+        if count < 1:
+            raise ValueError(
+                f"class_counts must be at least 1 for every class, got {int(count)} for class {j}; "
+                "drop the class or merge it with another"
+            )
+    return tuple(int(count) for count in n.tolist())
+
+
+def _mapped_counts(counts: Mapping[Any, Any]) -> list[Any]:
+    for key in counts:
+        if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+            raise TypeError(
+                f"class_counts must be keyed by the integer labels, got key {key!r}; "
+                "pass a list in label order"
+            )
+    largest = max(counts, default=-1)
+    if min(counts, default=0) < 0:
+        raise ValueError(
+            f"class_counts must be keyed by labels from 0 on, got key {min(counts)}; drop the key"
+        )
+    for j in range(largest):
+        if j not in counts:
+            raise ValueError(
+                f"class_counts must name every class from 0 to {largest}, got none for class {j}; "
+                "add its count"
+            )
+    return [counts[j] for j in range(largest + 1)]
+
+
+def _as_weights(class_weight: Weights, num_classes: int | None) -> Floats:
+    w = _as_numpy(class_weight)
+    if w.dtype.kind not in "iuf":
+        raise TypeError(f"class_weight must be numbers, a name or None, got {class_weight!r}")
+    if w.ndim != 1 or (num_classes is not None and w.size != num_classes):
+        size = "C" if num_classes is None else num_classes
+        raise ValueError(
+            f"class_weight must have shape ({size},), one number for each class, got {w.shape}"
+        )
+    bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
+    if bad.size:
+        raise ValueError(
+            f"class_weight must be finite and at least 0, got {w[bad[0]]} for class {bad[0]}"
+        )
+    if not w.any():
+        raise ValueError("class_weight must be positive for at least one class, got all 0")
+    return w.astype(np.float64)
