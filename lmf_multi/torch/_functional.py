@@ -1,0 +1,437 @@
+"""The steps of ``lmf_multi.reference`` in PyTorch; what is said here is only what differs.
+
+The class axis stays where it is, so no layout is copied. The gradient's closed form is computed
+together with the value, so that the backward pass is one product.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from lmf_multi.spec import (
+    Reduction,
+    check_inputs,
+    check_label_range,
+    check_parameters,
+    check_reduction,
+)
+
+
+def lmf_loss(
+    input: Tensor,
+    target: Tensor,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Large-margin and focal losses, mixed, as :func:`lmf_multi.reference.lmf_loss` defines them.
+
+    Args:
+        input: float (N, C), (N, C, d1, …) or (C,), logits, nats; half types compute in float32.
+        target: integer (N,), (N, d1, …) or (), each in [0, C) or ``ignore_index``; or float of the
+            input's shape, a distribution over the classes.
+        margins: float (C,), logit units, before scaling.
+        class_weight: float (C,), at least 0, or None for ones.
+        alpha: share of the LDAM term; 0 leaves it out.
+        beta: share of the focal term; 0 leaves it out.
+        gamma: focusing exponent, at least 0.
+        scale: factor on the logits inside the LDAM term, positive.
+        label_smoothing: ε, in [0, 1].
+        ignore_index: examples with this integer label take no part, whatever their logits.
+        reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batch_mean"``, see the reference.
+
+    Returns:
+        float32, or float64 for float64 input: one value for each example for ``"none"``, else a
+        scalar. The gradient with respect to the input has the input's dtype.
+
+    Raises:
+        ValueError: shapes disagree, a parameter breaks its rule, or a label of an eager CPU tensor
+            is out of range; compiled, under ``vmap`` and on an accelerator such a label gives NaN.
+        TypeError: a dtype of the wrong kind.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.5, 1.0]], requires_grad=True)
+    >>> lmf_loss(logits, torch.tensor([0, 1]), margins=[0.1, 0.5])
+    tensor(0.5775, grad_fn=<SumBackward0>)
+    """
+    return _loss(
+        input,
+        target,
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        ignore_index,
+        reduction,
+    )
+
+
+def ldam_loss(
+    input: Tensor,
+    target: Tensor,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The LDAM term alone: ``lmf_loss`` with alpha 1 and beta 0.
+
+    >>> ldam_loss(torch.tensor([[0.2, 0.0]]), torch.tensor([0]), [0.2, 0.5], scale=2.0)
+    tensor(0.6931)
+    """
+    return _loss(
+        input,
+        target,
+        margins,
+        class_weight,
+        1.0,
+        0.0,
+        0.0,
+        scale,
+        label_smoothing,
+        ignore_index,
+        reduction,
+    )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    class_weight: Any = None,
+    *,
+    gamma: float = 1.5,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The focal term alone: ``lmf_loss`` with alpha 0 and beta 1.
+
+    >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=2.0)
+    tensor(0.1733)
+    """
+    return _loss(
+        input,
+        target,
+        None,
+        class_weight,
+        0.0,
+        1.0,
+        gamma,
+        1.0,
+        label_smoothing,
+        ignore_index,
+        reduction,
+    )
+
+
+def _loss(
+    z: Tensor,
+    y: Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: Reduction,
+) -> Tensor:
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    check_reduction(reduction)
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    Δ = _vector("margins", margins, dtype, z.device)
+    w = _vector("class_weight", class_weight, dtype, z.device)
+    axis = min(1, z.dim() - 1)
+    soft = check_inputs(
+        (tuple(z.shape), z.dtype),
+        (tuple(y.shape), y.dtype),
+        axis,
+        {
+            "margins": None if Δ is None else tuple(Δ.shape),
+            "class_weight": None if w is None else tuple(w.shape),
+        },
+    )
+
+    C, by_class = z.shape[axis], [-1] + [1] * (z.dim() - 1 - axis)
+    if soft:
+        presence, q = None, y.to(dtype)
+        W = (q if w is None else q * w.view(by_class)).sum(axis)
+    else:
+        y, presence = _targets(y, C, ignore_index, dtype)
+        W = presence if w is None else presence * _at(w, y)
+    by_weight, by_examples = _normalisers(W, presence, reduction)
+
+    index: Tensor | None = y
+    if presence is not None and label_smoothing == 0:
+        share, Δ = W, None if Δ is None else _at(Δ, y)
+    else:
+        present = torch.ones_like(W) if presence is None else presence
+        present, index, presence = present.unsqueeze(axis), None, None
+        if not soft:
+            z = torch.where(present == 0, 0.0, z)
+            q = torch.zeros_like(z, dtype=dtype).scatter(axis, y.unsqueeze(axis), 1.0) * present
+        q = (1 - label_smoothing) * q + label_smoothing / C * present
+        share, Δ = q if w is None else q * w.view(by_class), None if Δ is None else Δ.view(by_class)
+
+    a = None if alpha == 0 else share * (alpha / by_weight)
+    b = None if beta == 0 else share * (beta / by_examples)
+    loss = _mixture(z, index, presence, Δ, a, b, gamma, scale, axis)
+    return loss if reduction == "none" else loss.sum()
+
+
+def _vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """A constant array over the classes, where and how the logits need it."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor) and values.requires_grad:
+        raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
+    return torch.as_tensor(values, dtype=dtype, device=device)
+
+
+def _at(vector: Tensor, y: Tensor) -> Tensor:
+    """``vector[y]``, which vmap cannot batch for a single label."""
+    return vector.gather(0, y.reshape(-1)).view(y.shape)
+
+
+def _targets(y: Tensor, C: int, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
+    valid = y != ignore_index
+    y = torch.where(valid, y, 0).long()
+    presence = valid.to(dtype)
+    if _readable(y):
+        if y.numel():
+            smallest, largest = torch.aminmax(y)
+            check_label_range(int(smallest), int(largest), C, f"ignore_index={ignore_index}")
+        return y, presence
+    return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan)
+
+
+def _readable(y: Tensor) -> bool:
+    """Whether labels can be looked at without waiting for a device or breaking a trace."""
+    return (
+        not torch.compiler.is_compiling()
+        and y.device.type == "cpu"
+        and type(y) is Tensor
+        and not torch._C._functorch.is_functorch_wrapped_tensor(y)
+    )
+
+
+def _normalisers(
+    W: Tensor, presence: Tensor | None, reduction: Reduction
+) -> tuple[Tensor | float, Tensor | float]:
+    """What the sums over LDAM and over focal are divided by."""
+    if reduction in ("none", "sum"):
+        return 1.0, 1.0
+    N = float(max(W.numel(), 1)) if presence is None else presence.sum().clamp(min=1)
+    if reduction == "batch_mean":
+        return N, N
+    total = W.sum()
+    return torch.where(total == 0, 1.0, total), N
+
+
+def _mixture(
+    z: Tensor,
+    y: Tensor | None,
+    presence: Tensor | None,
+    Δ: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> Tensor:
+    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes."""
+    coefficients = [c for c in (a, b) if c is not None]
+    if torch.is_grad_enabled() and any(c.requires_grad for c in coefficients):
+        # a distribution that is learned too: leave both gradients to autograd
+        return _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)[0]
+    formula = _ClosedForm if torch.compiler.is_compiling() else _ClosedFormForward
+    loss: Tensor = formula.apply(z, y, presence, Δ, a, b, γ, s, axis)[0]
+    return loss
+
+
+class _ClosedForm(torch.autograd.Function):
+    """The value, with the gradient kept for the backward pass; differentiable again and again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _value_and_grad(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, γ, s, axis = inputs
+        ctx.settings, ctx.axis = (γ, s, axis), axis
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_forward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        z, y, presence, Δ, a, b, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
+            grad = _value_and_grad(z, y, presence, Δ, a, b, *ctx.settings)[1]
+        return (upstream.unsqueeze(ctx.axis) * grad).to(z.dtype), *[None] * 8
+
+
+class _ClosedFormForward(_ClosedForm):
+    """With forward-mode derivatives, which ``torch.compile`` cannot trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return (ctx.saved_tensors[-1] * tangent).sum(ctx.axis), None
+
+
+def _value_and_grad(
+    z: Tensor,
+    y: Tensor | None,
+    presence: Tensor | None,
+    Δ: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[Tensor, Tensor]:
+    z = z if z.dtype == torch.float64 else z.float()
+    if y is None or presence is None:
+        return _all_classes(z, Δ, a, b, γ, s, axis)
+    return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
+
+
+def _one_class(
+    z: Tensor,
+    y: Tensor,
+    presence: Tensor,
+    Δ: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[Tensor, Tensor]:
+    """Loss of the labelled class alone, and its gradient."""
+    y, masked = y.unsqueeze(axis), presence == 0
+    z_y = torch.where(masked, 0.0, z.gather(axis, y).squeeze(axis))
+    # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
+    others = z.scatter(axis, y, -torch.inf).masked_fill(masked.unsqueeze(axis), -torch.inf)
+    M = others.detach().amax(axis).clamp(min=-_LARGE)
+    d, x = z_y - M, others - M.unsqueeze(axis)
+
+    losses, slopes, grads = [], [], []
+    if a is not None and Δ is not None:
+        e = torch.exp(s * x)
+        S = e.sum(axis).clamp(min=1)  # it is 1 or more unless no other class is possible
+        ldam, slope = _ldam(s * (d - Δ) - S.log(), s)
+        losses.append(_times(a, ldam))
+        slopes.append(a * slope)
+        grads.append(e * (-a * slope / S).unsqueeze(axis))
+    if b is not None:
+        e = torch.exp(x)
+        S = e.sum(axis).clamp(min=1)
+        focal, slope = _focal(d - S.log(), γ)
+        losses.append(_times(b, focal))
+        slopes.append(b * slope)
+        grads.append(e * (-b * slope / S).unsqueeze(axis))
+    if not losses:
+        return torch.zeros_like(z_y), torch.zeros_like(z)
+    return _sum(losses), _sum(grads).scatter(axis, y, _sum(slopes).unsqueeze(axis))
+
+
+def _all_classes(
+    z: Tensor,
+    Δ: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[Tensor, Tensor]:
+    """Loss of every class, summed, and its gradient.
+
+    Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
+    difference would cancel; the largest has a sum of its own.
+    """
+    top = z.detach().argmax(axis, keepdim=True)
+    is_top = torch.zeros_like(z, dtype=torch.bool).scatter(axis, top, True)
+    others = z.masked_fill(is_top, -torch.inf)
+    M = z.detach().amax(axis, keepdim=True)
+    M_others = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
+    x, x_others = z - M, others - M_others
+    d = torch.where(is_top, z - M_others, x)
+
+    losses, grads = [], []
+    if a is not None and Δ is not None:
+        e, e_others = torch.exp(s * x), torch.exp(s * x_others)
+        S, S_others = _sums_of_others(e, e_others, is_top, axis)
+        ldam, slope = _ldam(s * (d - Δ) - S.log(), s)
+        losses.append(_times(a, ldam))
+        grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
+    if b is not None:
+        e, e_others = torch.exp(x), torch.exp(x_others)
+        S, S_others = _sums_of_others(e, e_others, is_top, axis)
+        focal, slope = _focal(d - S.log(), γ)
+        losses.append(_times(b, focal))
+        grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
+    if not losses:
+        return torch.zeros_like(z).sum(axis), torch.zeros_like(z)
+    return _sum(losses).sum(axis), _sum(grads)
+
+
+def _sums_of_others(
+    e: Tensor, e_others: Tensor, is_top: Tensor, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
+    S_others = e_others.sum(axis, keepdim=True).clamp(min=1)
+    return torch.where(is_top, S_others, e.sum(axis, keepdim=True) - e), S_others
+
+
+def _chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis: int) -> Tensor:
+    """Gradient for the logits from the slopes G_j = ∂L/∂ω_j: G_k - Σ_{j≠k} G_j r_jk."""
+    t = torch.where(is_top, 0.0, G / S)
+    G_top = torch.where(is_top, G, 0.0).sum(axis, keepdim=True)
+    return G - e * (t.sum(axis, keepdim=True) - t) - r_top * G_top
+
+
+def _ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    return -logsigmoid(τ), -s * torch.sigmoid(-τ)
+
+
+def _focal(ω: Tensor, γ: float) -> tuple[Tensor, Tensor]:
+    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
+    ce, modulation = -logsigmoid(ω), torch.exp(γ * logsigmoid(-ω))
+    slope = -modulation * (γ * torch.sigmoid(ω) * ce.clamp(max=_LARGE) + torch.sigmoid(-ω))
+    return modulation * ce, slope
+
+
+# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+_LARGE = 1e18
+
+
+def _times(coefficient: Tensor, term: Tensor) -> Tensor:
+    """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
+    nothing = (coefficient == 0) & (term == torch.inf)
+    return torch.where(nothing, 0.0, coefficient * term)
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
