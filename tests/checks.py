@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 
@@ -12,3 +13,15 @@ def refuses(kind, sentence):
         yield
     assert caught.type is kind
     assert str(caught.value) == sentence
+
+
+def assert_within(actual, exact, bound, what=""):
+    """Require |actual - exact| <= bound; inf and NaN must be the same."""
+    bound = np.where(np.isfinite(bound), bound, 1.0)
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64) / bound,
+        np.asarray(exact, np.float64) / bound,
+        rtol=0,
+        atol=1,
+        err_msg=f"{what}, in units of the tolerance",
+    )

@@ -148,21 +148,19 @@ def test_smoothing_may_be_nothing_or_all(smoothing):
     assert LMFSpec([3, 1], label_smoothing=smoothing).label_smoothing == smoothing
 
 
-@pytest.mark.parametrize("value", [2, np.float32(2), np.int64(2), Fraction(2)], ids=repr)
+@pytest.mark.parametrize("value", [2, np.float32(2), np.int64(2)], ids=repr)
 def test_numbers_of_every_kind_become_floats(value):
     spec = LMFSpec([3, 1], gamma=value)
     assert spec.gamma == 2.0
     assert type(spec.gamma) is float
 
 
-@pytest.mark.parametrize("as_scalar", [np.array, "torch"], ids=["numpy", "torch"])
-def test_arrays_of_one_number_keep_the_rules(as_scalar):
-    if as_scalar == "torch":
-        as_scalar = load("torch").tensor
-    with refuses(ValueError, "gamma must be at least 0, got -1.0"):
-        LMFSpec([3, 1], gamma=as_scalar(-1.0))
-    with refuses(ValueError, "gamma must be finite, got nan"):
-        LMFSpec([3, 1], gamma=as_scalar(float("nan")))
+def test_arrays_are_no_numbers():
+    with refuses(TypeError, "gamma must be a number, got array(1.)"):
+        LMFSpec([3, 1], gamma=np.array(1.0))
+    torch = load("torch")
+    with refuses(TypeError, "gamma must be a number, got tensor(1.)"):
+        LMFSpec([3, 1], gamma=torch.tensor(1.0))
 
 
 def test_class_functions_check_their_numbers():
