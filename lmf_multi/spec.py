@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -22,14 +21,15 @@ REDUCTIONS = ("none", "sum", "mean", "batch_mean")
 SCHEMES = ("margin", "complement", "balanced", "effective")
 LOGIT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+# Of numbers, and of arrays inside a compiler.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "alpha": ("at least 0", lambda value: value >= 0),
     "beta": ("at least 0", lambda value: value >= 0),
     "gamma": ("at least 0", lambda value: value >= 0),
     "max_margin": ("positive", lambda value: value > 0),
     "scale": ("positive", lambda value: value > 0),
-    "label_smoothing": ("between 0 and 1", lambda value: 0 <= value <= 1),
-    "effective_beta": ("at least 0 and less than 1", lambda value: 0 <= value < 1),
+    "label_smoothing": ("between 0 and 1", lambda value: (value >= 0) & (value <= 1)),
+    "effective_beta": ("at least 0 and less than 1", lambda value: (value >= 0) & (value < 1)),
 }
 
 
@@ -228,6 +228,8 @@ def class_counts(
     >>> class_counts([0, 2, 2, -100], num_classes=4, ignore_index=-100)
     array([1, 0, 2, 0])
     """
+    if num_classes is not None and (num_classes != int(num_classes) or num_classes < 1):
+        raise ValueError(f"num_classes must be a positive whole number, got {num_classes}")
     y = _as_numpy(labels)
     if y.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {y.dtype}; take argmax of one-hot labels")
@@ -248,16 +250,14 @@ def class_counts(
 
 
 def check_parameters(**parameters: Any) -> None:
-    """Refuse a hyper-parameter that breaks its rule; values inside a compiler are left alone."""
+    """Refuse a hyper-parameter that is no number or breaks its rule."""
     for name, value in parameters.items():
-        if isinstance(value, (bool, np.bool_, str)) or value is None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        if not isinstance(value, Real):
-            continue
-        rule, holds = _RULES[name]
-        if not math.isfinite(value):
+        rule, holds = RULES[name]
+        if not -math.inf < value < math.inf:  # comparisons trace under torch.compile
             raise ValueError(f"{name} must be finite, got {value}")
-        if not holds(float(value)):
+        if not holds(value):
             raise ValueError(f"{name} must be {rule}, got {value}")
 
 
@@ -359,6 +359,7 @@ def _dtype_name(dtype: Any) -> str:
 def _as_numpy(values: Any) -> NDArray[Any]:
     if hasattr(values, "detach"):  # a PyTorch tensor, perhaps on a GPU
         values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
     return np.asarray(values)
 
 

@@ -1,0 +1,222 @@
+"""The losses as pytrees: arrays from class counts, remembered for ``lmf_loss``."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import jax
+from jax import Array
+from jax.typing import ArrayLike
+
+from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi.jax._functional import _loss
+from lmf_multi.spec import (
+    Counts,
+    LMFSpec,
+    Reduction,
+    Weights,
+    check_parameters,
+    check_reduction,
+    focal_weights,
+)
+
+_STATIC = ("axis", "reduction")
+
+
+@dataclass(frozen=True, eq=False)
+class _Loss:
+    """A pytree: arrays and hyper-parameters are leaves, ``axis`` and ``reduction`` are static.
+
+    One jitted function thus serves new values without a recompile, and ``jax.vmap`` runs over
+    losses stacked with ``jax.tree.map``. ``replace`` gives a copy with other leaves.
+    """
+
+    margins: Any
+    class_weight: Any
+    alpha: Any
+    beta: Any
+    gamma: Any
+    scale: Any
+    label_smoothing: Any
+    axis: int
+    reduction: Reduction
+
+    def __init_subclass__(cls) -> None:
+        leaves = [field.name for field in fields(_Loss) if field.name not in _STATIC]
+        jax.tree_util.register_pytree_with_keys(
+            cls,
+            lambda loss: (
+                [(jax.tree_util.GetAttrKey(name), getattr(loss, name)) for name in leaves],
+                tuple(getattr(loss, name) for name in _STATIC),
+            ),
+            lambda static, children: cls._of(
+                dict(zip((*leaves, *_STATIC), (*children, *static), strict=True))
+            ),
+        )
+
+    @classmethod
+    def _of(cls, attributes: dict[str, Any]) -> Self:
+        """A loss with these attributes, which inside JAX may be anything and are not checked."""
+        loss = object.__new__(cls)
+        for name, value in attributes.items():
+            object.__setattr__(loss, name, value)
+        return loss
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy in which the named attributes have other values.
+
+        Raises:
+            TypeError: a name is no attribute of the loss.
+        """
+        attributes = {field.name: getattr(self, field.name) for field in fields(_Loss)}
+        for name in changes:
+            if name not in attributes:
+                raise TypeError(
+                    f"replace takes {', '.join(attributes)}, got {name!r}; "
+                    "build a new loss for other class counts"
+                )
+        return self._of(attributes | changes)
+
+    def __call__(
+        self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+    ) -> Array:
+        """The loss of logits (..., C) and labels, as :func:`lmf_loss` takes them, reduced."""
+        return _loss(
+            logits,
+            labels,
+            self.margins,
+            self.class_weight,
+            self.alpha,
+            self.beta,
+            self.gamma,
+            self.scale,
+            self.label_smoothing,
+            self.axis,
+            where,
+            self.reduction,
+        )
+
+
+class LMFLoss(LMFConstructors, _Loss):
+    """``lmf_loss`` with margins and class weights from class counts; parameters as ``LMFSpec``.
+
+    Args:
+        class_counts: training examples of each class (C,), in label order, at least 1 each.
+        axis: the class axis of the logits.
+        reduction: ``"mean"``, ``"batch_mean"``, ``"sum"`` or ``"none"``, see the reference.
+
+    >>> import jax.numpy as jnp
+    >>> loss = LMFLoss([90, 10])
+    >>> loss(jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0, 1]))
+    Array(0.6874043, dtype=float32)
+    """
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        check_reduction(reduction)
+        spec = LMFSpec(
+            class_counts,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        super().__init__(
+            margins=spec.margins,
+            class_weight=None if spec.class_weight is None else spec.weights,
+            alpha=spec.alpha,
+            beta=spec.beta,
+            gamma=spec.gamma,
+            scale=spec.scale,
+            label_smoothing=spec.label_smoothing,
+            axis=axis,
+            reduction=reduction,
+        )
+
+
+class LDAMLoss(LDAMConstructors, _Loss):
+    """``ldam_loss`` with margins and class weights from class counts; arguments as ``LMFLoss``.
+
+    >>> import jax.numpy as jnp
+    >>> LDAMLoss([90, 10], scale=1.0)(jnp.zeros((1, 2)), jnp.array([1]))
+    Array(0.974077, dtype=float32)
+    """
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        check_reduction(reduction)
+        spec = LMFSpec(
+            class_counts,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        super().__init__(
+            margins=spec.margins,
+            class_weight=None if spec.class_weight is None else spec.weights,
+            alpha=1.0,
+            beta=0.0,
+            gamma=0.0,
+            scale=spec.scale,
+            label_smoothing=spec.label_smoothing,
+            axis=axis,
+            reduction=reduction,
+        )
+
+
+class FocalLoss(FocalConstructors, _Loss):
+    """``focal_loss`` with class weights; only named class weights need the counts.
+
+    >>> import jax.numpy as jnp
+    >>> FocalLoss(gamma=2.0)(jnp.zeros((1, 2)), jnp.array([0]))
+    Array(0.17328681, dtype=float32)
+    """
+
+    def __init__(
+        self,
+        class_counts: Counts = None,
+        *,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        check_reduction(reduction)
+        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
+        super().__init__(
+            margins=None,
+            class_weight=focal_weights(class_counts, class_weight, max_margin),
+            alpha=0.0,
+            beta=1.0,
+            gamma=gamma,
+            scale=1.0,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+        )
