@@ -65,7 +65,7 @@ def lmf_loss(
     >>> lmf_loss(jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0, 1]), jnp.array([0.1, 0.5]))
     Array([0.00527805, 1.1496416 ], dtype=float32)
     """
-    return _loss(
+    return compute_loss(
         logits,
         labels,
         margins,
@@ -75,9 +75,8 @@ def lmf_loss(
         gamma,
         scale,
         label_smoothing,
-        axis,
-        where,
-        "none",
+        axis=axis,
+        where=where,
     )
 
 
@@ -97,7 +96,7 @@ def ldam_loss(
     >>> ldam_loss(jnp.array([[0.2, 0.0]]), jnp.array([0]), jnp.array([0.2, 0.5]), scale=2.0)
     Array([0.6931472], dtype=float32)
     """
-    return _loss(
+    return compute_loss(
         logits,
         labels,
         margins,
@@ -107,9 +106,8 @@ def ldam_loss(
         0.0,
         scale,
         label_smoothing,
-        axis,
-        where,
-        "none",
+        axis=axis,
+        where=where,
     )
 
 
@@ -128,7 +126,7 @@ def focal_loss(
     >>> focal_loss(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0)
     Array([0.17328681], dtype=float32)
     """
-    return _loss(
+    return compute_loss(
         logits,
         labels,
         None,
@@ -138,13 +136,12 @@ def focal_loss(
         gamma,
         1.0,
         label_smoothing,
-        axis,
-        where,
-        "none",
+        axis=axis,
+        where=where,
     )
 
 
-def _loss(
+def compute_loss(
     logits: ArrayLike,
     labels: ArrayLike,
     margins: ArrayLike | None,
@@ -154,10 +151,13 @@ def _loss(
     gamma: ArrayLike,
     scale: ArrayLike,
     label_smoothing: ArrayLike,
+    *,
     axis: int,
     where: ArrayLike | None,
-    reduction: Reduction,
+    mask_name: str = "where",
+    reduction: Reduction = "none",
 ) -> Array:
+    """What each example contributes to the reduced loss; ``reduction`` is their sum."""
     z, y = jnp.asarray(logits), jnp.asarray(labels)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
@@ -186,7 +186,7 @@ def _loss(
         q = jnp.where(present == 0, 0, y.astype(dtype))
         W = (q if w is None else q * w.reshape(by_class)).sum(axis)
     else:
-        y, presence = _targets(y, C, mask, dtype)
+        y, presence = _targets(y, C, mask, mask_name, dtype)
         present = jnp.expand_dims(presence, axis)
         q = jnp.where(_is_class(y, C, axis), present, 0)
         W = presence if w is None else presence * w[y]
@@ -206,12 +206,12 @@ def _loss(
         return _mixture(jnp.where(present == 0, 0, z), None, None, margins, a, b, γ, s, axis)
 
     if soft or (not _is_zero(ε) and not isinstance(ε, Array)):
-        loss = of_all_classes()
-    elif _is_zero(ε):
-        loss = of_one_class()
-    else:  # known at run time only
-        loss = jax.lax.cond(ε == 0, of_one_class, of_all_classes)
-    return loss if reduction == "none" else loss.sum()
+        return of_all_classes()
+    if _is_zero(ε):
+        return of_one_class()
+    # known at run time only
+    loss: Array = jax.lax.cond(ε == 0, of_one_class, of_all_classes)
+    return loss
 
 
 def _number(name: str, value: Any, dtype: Any) -> Any:
@@ -237,12 +237,14 @@ def _is_class(y: Array, C: int, axis: int) -> Array:
     return jax.lax.broadcasted_iota(y.dtype, shape, axis) == jnp.expand_dims(y, axis)
 
 
-def _targets(y: Array, C: int, mask: Array | None, dtype: Any) -> tuple[Array, Array]:
+def _targets(
+    y: Array, C: int, where: Array | None, mask_name: str, dtype: Any
+) -> tuple[Array, Array]:
     """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
-    valid = jnp.ones(y.shape, bool) if mask is None else mask
+    valid = jnp.ones(y.shape, bool) if where is None else where
     y = jnp.where(valid, y, 0)
     if y.size and not isinstance(y, jax.core.Tracer):
-        check_label_range(int(y.min()), int(y.max()), C, "where")
+        check_label_range(int(y.min()), int(y.max()), C, mask_name)
     presence = jnp.where((y >= 0) & (y < C), valid.astype(dtype), jnp.nan)
     return jnp.clip(y, 0, C - 1).astype(jnp.int32), presence
 

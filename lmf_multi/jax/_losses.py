@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
-from lmf_multi.jax._functional import _loss
+from lmf_multi.jax._functional import compute_loss
 from lmf_multi.spec import (
     Counts,
     LMFSpec,
@@ -80,7 +80,7 @@ class _Loss:
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
     ) -> Array:
         """The loss of logits (..., C) and labels, as :func:`lmf_loss` takes them, reduced."""
-        return _loss(
+        loss = compute_loss(
             logits,
             labels,
             self.margins,
@@ -90,10 +90,11 @@ class _Loss:
             self.gamma,
             self.scale,
             self.label_smoothing,
-            self.axis,
-            where,
-            self.reduction,
+            axis=self.axis,
+            where=where,
+            reduction=self.reduction,
         )
+        return loss if self.reduction == "none" else loss.sum()
 
 
 class LMFLoss(LMFConstructors, _Loss):

@@ -62,7 +62,7 @@ def lmf_loss(
     >>> lmf_loss(logits, torch.tensor([0, 1]), margins=[0.1, 0.5])
     tensor(0.5775, grad_fn=<SumBackward0>)
     """
-    return _loss(
+    return masked_loss(
         input,
         target,
         margins,
@@ -93,7 +93,7 @@ def ldam_loss(
     >>> ldam_loss(torch.tensor([[0.2, 0.0]]), torch.tensor([0]), [0.2, 0.5], scale=2.0)
     tensor(0.6931)
     """
-    return _loss(
+    return masked_loss(
         input,
         target,
         margins,
@@ -123,7 +123,7 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=2.0)
     tensor(0.1733)
     """
-    return _loss(
+    return masked_loss(
         input,
         target,
         None,
@@ -138,9 +138,9 @@ def focal_loss(
     )
 
 
-def _loss(
-    z: Tensor,
-    y: Tensor,
+def masked_loss(
+    input: Tensor,
+    target: Tensor,
     margins: Any,
     class_weight: Any,
     alpha: float,
@@ -151,14 +151,49 @@ def _loss(
     ignore_index: int,
     reduction: Reduction,
 ) -> Tensor:
+    """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
+    check_reduction(reduction)
+    loss = compute_loss(
+        input,
+        target,
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        axis=min(1, input.dim() - 1),
+        where=None if target.is_floating_point() else target != ignore_index,
+        mask_name=f"ignore_index={ignore_index}",
+        reduction=reduction,
+    )
+    return loss if reduction == "none" else loss.sum()
+
+
+def compute_loss(
+    z: Tensor,
+    y: Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    *,
+    axis: int,
+    where: Tensor | None,
+    mask_name: str,
+    reduction: Reduction,
+) -> Tensor:
+    """What each example contributes to the reduced loss; ``reduction`` is their sum."""
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
-    check_reduction(reduction)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     Δ = _vector("margins", margins, dtype, z.device)
     w = _vector("class_weight", class_weight, dtype, z.device)
-    axis = min(1, z.dim() - 1)
     soft = check_inputs(
         (tuple(z.shape), z.dtype),
         (tuple(y.shape), y.dtype),
@@ -167,33 +202,36 @@ def _loss(
             "margins": None if Δ is None else tuple(Δ.shape),
             "class_weight": None if w is None else tuple(w.shape),
         },
+        None if where is None else (tuple(where.shape), where.dtype),
     )
 
+    axis = axis % z.dim()
     C, by_class = z.shape[axis], [-1] + [1] * (z.dim() - 1 - axis)
     if soft:
-        presence, q = None, y.to(dtype)
+        presence = torch.ones_like(z.select(axis, 0), dtype=dtype)
+        presence = presence if where is None else where.to(dtype)
+        present = presence.unsqueeze(axis)
+        q = torch.where(present == 0, 0.0, y.to(dtype))
         W = (q if w is None else q * w.view(by_class)).sum(axis)
     else:
-        y, presence = _targets(y, C, ignore_index, dtype)
+        y, presence = _targets(y, C, where, mask_name, dtype)
         W = presence if w is None else presence * _at(w, y)
     by_weight, by_examples = _normalisers(W, presence, reduction)
 
-    index: Tensor | None = y
-    if presence is not None and label_smoothing == 0:
-        share, Δ = W, None if Δ is None else _at(Δ, y)
-    else:
-        present = torch.ones_like(W) if presence is None else presence
-        present, index, presence = present.unsqueeze(axis), None, None
-        if not soft:
-            z = torch.where(present == 0, 0.0, z)
-            q = torch.zeros_like(z, dtype=dtype).scatter(axis, y.unsqueeze(axis), 1.0) * present
-        q = (1 - label_smoothing) * q + label_smoothing / C * present
-        share, Δ = q if w is None else q * w.view(by_class), None if Δ is None else Δ.view(by_class)
+    if not soft and label_smoothing == 0:
+        a = None if alpha == 0 else W * (alpha / by_weight)
+        b = None if beta == 0 else W * (beta / by_examples)
+        return _mixture(z, y, presence, None if Δ is None else _at(Δ, y), a, b, gamma, scale, axis)
 
+    if not soft:
+        present = presence.unsqueeze(axis)
+        q = torch.zeros_like(z, dtype=dtype).scatter(axis, y.unsqueeze(axis), 1.0) * present
+    q = (1 - label_smoothing) * q + label_smoothing / C * present
+    share = q if w is None else q * w.view(by_class)
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
-    loss = _mixture(z, index, presence, Δ, a, b, gamma, scale, axis)
-    return loss if reduction == "none" else loss.sum()
+    z, Δ = torch.where(present == 0, 0.0, z), None if Δ is None else Δ.view(by_class)
+    return _mixture(z, None, None, Δ, a, b, gamma, scale, axis)
 
 
 def _vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
@@ -210,15 +248,16 @@ def _at(vector: Tensor, y: Tensor) -> Tensor:
     return vector.gather(0, y.reshape(-1)).view(y.shape)
 
 
-def _targets(y: Tensor, C: int, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _targets(
+    y: Tensor, C: int, where: Tensor | None, mask_name: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
-    valid = y != ignore_index
-    y = torch.where(valid, y, 0).long()
-    presence = valid.to(dtype)
+    valid = torch.ones_like(y, dtype=torch.bool) if where is None else where
+    y, presence = torch.where(valid, y, 0).long(), valid.to(dtype)
     if _readable(y):
         if y.numel():
             smallest, largest = torch.aminmax(y)
-            check_label_range(int(smallest), int(largest), C, f"ignore_index={ignore_index}")
+            check_label_range(int(smallest), int(largest), C, mask_name)
         return y, presence
     return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan)
 
@@ -234,12 +273,12 @@ def _readable(y: Tensor) -> bool:
 
 
 def _normalisers(
-    W: Tensor, presence: Tensor | None, reduction: Reduction
+    W: Tensor, presence: Tensor, reduction: Reduction
 ) -> tuple[Tensor | float, Tensor | float]:
     """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
-    N = float(max(W.numel(), 1)) if presence is None else presence.sum().clamp(min=1)
+    N = presence.sum().clamp(min=1)
     if reduction == "batch_mean":
         return N, N
     total = W.sum()

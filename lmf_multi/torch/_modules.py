@@ -16,7 +16,7 @@ from lmf_multi.spec import (
     check_reduction,
     focal_weights,
 )
-from lmf_multi.torch._functional import _loss
+from lmf_multi.torch._functional import masked_loss
 
 
 class _Loss(nn.Module):
@@ -54,7 +54,7 @@ class _Loss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (N, C, …) and labels, as :func:`lmf_loss` takes them."""
-        return _loss(
+        return masked_loss(
             input,
             target,
             self.margins,
