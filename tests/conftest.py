@@ -1,5 +1,23 @@
-"""Set-up that every test file shares."""
+"""Set-up that every test file shares; the ``backend`` fixture."""
+
+import os
 
 import pytest
+from hypothesis import settings
 
-pytest.register_assert_rewrite("tests.checks")
+pytest.register_assert_rewrite("tests.checks", "tests.cases")
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# the same examples each time; a compilation takes longer than any deadline
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+from tests.adapters import ADAPTERS  # noqa: E402
+
+
+@pytest.fixture(scope="session", params=list(ADAPTERS))
+def backend(request):
+    """A framework in one mode: a case in, its value and gradient out."""
+    adapter = ADAPTERS[request.param]
+    adapter.losses  # noqa: B018  imports the framework, or skips
+    return adapter

@@ -313,7 +313,7 @@ ONE_HOT = "labels must be integers, got float64; take argmax of one-hot labels"
         ([0, -1], None, ValueError, RANGE.format(1, -1)),
         (np.array([], np.int64), None, ValueError, EMPTY),
         ([[0.0, 1.0]], None, TypeError, ONE_HOT),
-        ([0, 1], 2.5, TypeError, "num_classes must be a whole number, got 2.5"),
+        ([0, 1], 2.5, ValueError, "num_classes must be a positive whole number, got 2.5"),
     ],
 )
 def test_bad_labels_are_not_counted(labels, num_classes, kind, sentence):

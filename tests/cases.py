@@ -1,0 +1,170 @@
+"""One call of a loss, the same for every framework: its inputs, its exact result, its tolerance."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmf_multi import class_margins, class_weights, reference
+from tests.checks import assert_within
+
+# Relative to the exact value, and to the largest entry of the exact gradient's row.
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-5, "float16": 1e-5}
+# Half types compute in float32 and round the gradient once: half their epsilon on each entry.
+ROUNDING = {"float64": 0.0, "float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+SMALLEST_NORMAL = {
+    "float64": 2.0**-1022,
+    "float32": 2.0**-126,
+    "bfloat16": 2.0**-126,
+    "float16": 2.0**-14,
+}
+NUMBERS = {
+    "lmf": ("alpha", "beta", "gamma", "scale", "label_smoothing"),
+    "ldam": ("scale", "label_smoothing"),
+    "focal": ("gamma", "label_smoothing"),
+}
+CLASSES = {"lmf": "LMFLoss", "ldam": "LDAMLoss", "focal": "FocalLoss"}
+
+
+def loss_dtype(dtype):
+    return "float64" if dtype == "float64" else "float32"
+
+
+def rounded(values, dtype):
+    """float64 numbers that ``dtype`` represents, near the given ones."""
+    if dtype == "bfloat16":  # which NumPy lacks: float32 without the lower half of its bits
+        bits = np.asarray(values, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+        return bits.view(np.float32).astype(np.float64)
+    return np.asarray(values, dtype).astype(np.float64)
+
+
+class Result(NamedTuple):
+    """What a backend computed, in float64, and the dtypes in which it came."""
+
+    value: np.ndarray
+    grad: np.ndarray
+    value_dtype: str
+    grad_dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Arrays are float64 NumPy, classes last; ``dtype`` is the one that the framework gets."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    class_counts: tuple[int, ...]
+    class_weight: Any = None  # a scheme's name, an array or None
+    term: str = "lmf"
+    alpha: float = 1.5
+    beta: float = 1.0
+    gamma: float = 1.5
+    scale: float = 30.0
+    max_margin: float = 0.5
+    label_smoothing: float = 0.0
+    where: np.ndarray | None = None
+    reduction: str = "none"
+    upstream: np.ndarray | None = None  # for "none": what multiplies each example's loss
+    dtype: str = "float32"
+    label_dtype: str = "int32"
+    axis: int = -1  # where the framework's class axis is, if it can be anywhere
+    as_class: bool = False  # LMFLoss(class_counts) instead of lmf_loss(…, margins)
+
+    @property
+    def soft(self):
+        return self.labels.dtype.kind == "f"
+
+    @property
+    def batch_shape(self):
+        return self.logits.shape[:-1]
+
+    @property
+    def numbers(self):
+        """Hyper-parameters of the function."""
+        return {name: getattr(self, name) for name in NUMBERS[self.term]}
+
+    @property
+    def options(self):
+        """Arguments of the class."""
+        names = (*NUMBERS[self.term], "max_margin", "class_weight")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def shares(self):
+        """What LDAM and focal count for."""
+        return {"lmf": (self.alpha, self.beta), "ldam": (1.0, 0.0), "focal": (0.0, 1.0)}[self.term]
+
+    @cached_property
+    def margins(self):
+        margins = class_margins(self.class_counts, self.max_margin)
+        return rounded(margins, loss_dtype(self.dtype))
+
+    @cached_property
+    def weights(self):
+        if self.class_weight is None:
+            return None
+        w = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
+        return rounded(w, loss_dtype(self.dtype))
+
+    @property
+    def vectors(self):
+        """Arrays over the classes that the function takes."""
+        return [self.weights] if self.term == "focal" else [self.margins, self.weights]
+
+    @cached_property
+    def exact(self):
+        """Value and gradient of the reference."""
+        value, grad = self._reference(
+            self.labels,
+            *self.shares,
+            where=self.where,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
+        )
+        return value, grad if self.upstream is None else grad * self.upstream[..., None]
+
+    def _reference(self, labels, alpha, beta, **options):
+        numbers = {"alpha": alpha, "beta": beta, "gamma": self.gamma, "scale": self.scale}
+        return reference.lmf_loss_and_grad(
+            self.logits, labels, self.margins, self.weights, **numbers, **options
+        )
+
+    @cached_property
+    def gradient_size(self):
+        """Size of each gradient row (..., 1), to which its error is relative.
+
+        Of a distribution's row it is the sum of the classes' contributions, each by its largest
+        entry: contributions of opposite signs cancel, their rounding errors do not.
+        """
+        if not self.soft and self.label_smoothing == 0:
+            return np.abs(self.exact[1]).max(-1, keepdims=True, initial=0.0)
+        C, (alpha, beta) = self.logits.shape[-1], self.shares
+        where = np.ones(self.batch_shape, bool) if self.where is None else self.where
+        q = self.labels if self.soft else np.eye(C)[np.where(where, self.labels, 0)]
+        q = np.where(where[..., None], q, 0.0)
+        w = np.ones(C) if self.weights is None else self.weights
+        by_weight = (q @ w).sum() or 1.0 if self.reduction == "mean" else 1.0
+        by_examples = max(where.sum(), 1) if "mean" in self.reduction else 1.0
+        q = (1 - self.label_smoothing) * q + self.label_smoothing / C
+        size = np.zeros((*where.shape, 1))
+        for j in range(C):
+            options = {"where": where, "reduction": "none"}
+            labels = np.full(where.shape, j)
+            _, ldam = self._reference(labels, alpha / by_weight, 0.0, **options)
+            _, focal = self._reference(labels, 0.0, beta / by_examples, **options)
+            largest = np.abs(ldam).max(-1) + np.abs(focal).max(-1)
+            size[..., 0] += q[..., j] * largest
+        return size if self.upstream is None else size * np.abs(self.upstream)[..., None]
+
+    def check(self, result):
+        """Require the exact value and gradient, in the right dtypes."""
+        assert result.value_dtype == loss_dtype(self.dtype), f"the loss is {result.value_dtype}"
+        assert result.grad_dtype == self.dtype, f"the gradient is {result.grad_dtype}"
+        (value, grad), relative = self.exact, TOLERANCES[self.dtype]
+        tiny = SMALLEST_NORMAL[loss_dtype(self.dtype)]
+        assert result.value.shape == value.shape
+        assert_within(result.value, value, relative * np.abs(value) + tiny, f"value of {self}")
+        bound = relative * self.gradient_size + ROUNDING[self.dtype] * np.abs(grad)
+        tiny = SMALLEST_NORMAL[self.dtype]
+        assert_within(result.grad, grad, bound + tiny, f"gradient of {self}")
