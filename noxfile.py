@@ -1,0 +1,74 @@
+"""The menu: `nox -s demo` to see it work, `nox` to check everything, `nox -l` for the list."""
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["tests", "lint", "types", "doctests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+# Quiet and CPU-only; one thread a process, since the tests already run one process a core.
+TEST_ENV = {
+    "JAX_PLATFORMS": "cpu",
+    "LMF_MULTI_REQUIRE": "torch,jax,keras",  # a missing framework fails instead of skipping
+    "OMP_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+
+def install(session: nox.Session, extras: str, *groups: str) -> None:
+    """Install this checkout (editable, so what runs is what you edit) and groups of tools."""
+    session.install("-e", f".{extras}", *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a small CNN on long-tailed digits in three frameworks; `-- --quick` for a taste."""
+    install(session, "[all]")
+    session.run("python", "-m", "examples.demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite, then its Keras part on the other two backends; `-- ARGS` for pytest."""
+    install(session, "[all]", "test")
+    pytest = ("pytest", "-n", "2")
+    if session.posargs:
+        session.run(*pytest, *session.posargs, env=TEST_ENV)
+        return
+    session.run(*pytest, env=TEST_ENV | {"KERAS_BACKEND": "tensorflow"})
+    for backend in ("jax", "torch"):  # Keras fixes its backend at import: one process a backend
+        session.run(*pytest, "-k", "keras", env=TEST_ENV | {"KERAS_BACKEND": backend})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and likely mistakes with ruff; `-- --fix` mends what it can."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the library's types with mypy, strictly, against the real frameworks."""
+    install(session, "[torch,jax,keras]", "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def doctests(session: nox.Session) -> None:
+    """Run the examples in the library's docstrings."""
+    install(session, "[torch,jax,keras]", "test")
+    env = TEST_ENV | {"KERAS_BACKEND": "tensorflow"}
+    session.run("pytest", "--doctest-modules", *(session.posargs or ["lmf_multi"]), env=env)
+
+
+@nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """Run the NumPy tests with the oldest supported NumPy."""
+    session.install("--resolution", "lowest-direct", "-e", ".")
+    session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("python", "-c", "import numpy; print('NumPy', numpy.__version__)")
+    session.run("pytest", *(session.posargs or ["tests/test_spec.py", "tests/test_reference.py"]))
