@@ -311,13 +311,13 @@ def _mixture(
 def _class_terms(z: Floats, j: int, Δ: float, γ: float, s: float) -> tuple[Floats, ...]:
     """LDAM_j and Focal_j (N,), the softmaxes over k ≠ j (N, C - 1) and the slopes ∂/∂ω_j (N,)."""
     others = np.delete(z, j, axis=1)
-    M = others.max(1)
-    M = np.where(np.isneginf(M), 0.0, M)  # no other class is possible: every exponential is 0
+    M = np.maximum(others.max(1), -_LARGE)
     d, x = z[:, j] - M, others - M[:, None]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         e, e_s = np.exp(x), np.exp(s * x)
-        S, S_s = e.sum(1), e_s.sum(1)
-        ω = np.minimum(d - np.log(S), _LARGE)
+        # a sum is 1 or more unless no other class is possible
+        S, S_s = np.maximum(e.sum(1), 1.0), np.maximum(e_s.sum(1), 1.0)
+        ω = d - np.log(S)
         τ = s * (d - Δ) - np.log(S_s)
 
         ce, ldam = _softplus(-ω), _softplus(-τ)
@@ -327,7 +327,7 @@ def _class_terms(z: Floats, j: int, Δ: float, γ: float, s: float) -> tuple[Flo
 
         focal_slope = -modulation * (γ * p * np.minimum(ce, _LARGE) + miss)
         ldam_slope = -s * np.exp(-_softplus(τ))
-    r, r_s = e / np.maximum(S, 1.0)[:, None], e_s / np.maximum(S_s, 1.0)[:, None]
+    r, r_s = e / S[:, None], e_s / S_s[:, None]
     return ldam, focal, r_s, r, ldam_slope, focal_slope
 
 

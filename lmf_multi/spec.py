@@ -81,7 +81,7 @@ class LMFSpec:
         for name in names:
             check_parameters(**{name: getattr(self, name)})
             object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "class_counts", _as_counts(self.class_counts))
+        object.__setattr__(self, "class_counts", as_counts(self.class_counts))
         weights = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
         if self.class_weight is not None and not isinstance(self.class_weight, str):
             object.__setattr__(self, "class_weight", tuple(weights.tolist()))
@@ -126,7 +126,7 @@ def class_margins(class_counts: Counts, max_margin: float = 0.5) -> Floats:
     array([0.05, 0.1 , 0.5 ])
     """
     check_parameters(max_margin=max_margin)
-    n: Floats = np.array(_as_counts(class_counts), np.float64)
+    n: Floats = np.array(as_counts(class_counts), np.float64)
     margins: Floats = max_margin * (n.min() / n) ** 0.25
     return margins
 
@@ -168,7 +168,7 @@ def class_weights(
     array([0.2 , 0.35, 0.45])
     """
     check_parameters(max_margin=max_margin, effective_beta=effective_beta)
-    counts = _as_counts(class_counts)
+    counts = as_counts(class_counts)
     n: Floats = np.array(counts, np.float64)
     w: Floats
     if scheme is None:
@@ -261,7 +261,7 @@ def check_parameters(**parameters: Any) -> None:
             raise ValueError(f"{name} must be {rule}, got {value}")
 
 
-def check_reduction(reduction: str, allowed: tuple[str | None, ...] = REDUCTIONS) -> None:
+def check_reduction(reduction: str | None, allowed: tuple[str | None, ...] = REDUCTIONS) -> None:
     """Refuse an unknown reduction."""
     if reduction not in allowed:
         names = ", ".join(str(name) for name in allowed)
@@ -368,7 +368,8 @@ def _frozen(values: Floats) -> Floats:
     return values
 
 
-def _as_counts(class_counts: Counts) -> tuple[int, ...]:
+def as_counts(class_counts: Counts) -> tuple[int, ...]:
+    """Class counts in any form that ``LMFSpec`` takes, checked."""
     if isinstance(class_counts, Mapping):
         class_counts = _mapped_counts(class_counts)
     n = _as_numpy(class_counts)

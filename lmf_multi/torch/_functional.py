@@ -238,9 +238,11 @@ def _vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) ->
     """A constant array over the classes, where and how the logits need it."""
     if values is None:
         return None
-    if isinstance(values, Tensor) and values.requires_grad:
+    if not isinstance(values, Tensor):
+        return torch.tensor(values, dtype=dtype, device=device)
+    if values.requires_grad:
         raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
-    return torch.as_tensor(values, dtype=dtype, device=device)
+    return values.to(device, dtype)
 
 
 def _at(vector: Tensor, y: Tensor) -> Tensor:

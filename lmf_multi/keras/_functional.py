@@ -1,0 +1,143 @@
+"""One signature on three backends: the JAX and PyTorch cores on theirs, TensorFlow's here."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+_CORES = {
+    "tensorflow": "lmf_multi.keras._tensorflow",
+    "jax": "lmf_multi.jax._functional",
+    "torch": "lmf_multi.torch._functional",
+}
+
+if keras.backend.backend() not in _CORES:
+    raise ImportError(
+        f"lmf_multi.keras needs one of the backends {', '.join(_CORES)}, "
+        f"got {keras.backend.backend()!r}; set KERAS_BACKEND before importing keras"
+    )
+compute_loss: Callable[..., Any] = importlib.import_module(
+    _CORES[keras.backend.backend()]
+).compute_loss
+
+
+def lmf_loss(
+    logits: Any,
+    labels: Any,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: Any = None,
+) -> Any:
+    r"""Large-margin and focal losses, mixed, as :func:`lmf_multi.reference.lmf_loss` defines them.
+
+    Args:
+        logits: float (..., C), nats; half types are computed in float32.
+        labels: integer, the logits' shape without the class axis, each in [0, C); or float, the
+            logits' shape, a distribution over the classes.
+        margins: float (C,), logit units, before scaling.
+        class_weight: float (C,), at least 0, or None for ones.
+        alpha: share of the LDAM term; 0 leaves it out.
+        beta: share of the focal term; 0 leaves it out.
+        gamma: focusing exponent, at least 0.
+        scale: factor on the logits inside the LDAM term, positive.
+        label_smoothing: ε, in [0, 1].
+        axis: the class axis of ``logits``.
+        where: bool, one value for each example; False gives 0, whatever the logits and the label.
+
+    Returns:
+        float32, or float64 for float64 logits: one value for each example. The gradient with
+        respect to the logits has the logits' dtype.
+
+    Raises:
+        ValueError: shapes disagree, a parameter breaks its rule, or an eager label is out of range;
+            in a compiled step such a label gives NaN.
+        TypeError: a dtype of the wrong kind.
+
+    >>> loss = lmf_loss(ops.array([[2.0, 0.0], [0.5, 1.0]]), ops.array([0, 1]), [0.1, 0.5])
+    >>> ops.convert_to_numpy(loss)
+    array([0.00527805, 1.1496416 ], dtype=float32)
+    """
+    return compute_loss(
+        ops.convert_to_tensor(logits),
+        ops.convert_to_tensor(labels),
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        axis=axis,
+        where=None if where is None else ops.convert_to_tensor(where),
+        mask_name="where",
+        reduction="none",
+    )
+
+
+def ldam_loss(
+    logits: Any,
+    labels: Any,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: Any = None,
+) -> Any:
+    """The LDAM term alone: ``lmf_loss`` with alpha 1 and beta 0.
+
+    >>> loss = ldam_loss(ops.array([[0.2, 0.0]]), ops.array([0]), [0.2, 0.5], scale=2.0)
+    >>> ops.convert_to_numpy(loss).round(4)
+    array([0.6931], dtype=float32)
+    """
+    return lmf_loss(
+        logits,
+        labels,
+        margins,
+        class_weight,
+        alpha=1.0,
+        beta=0.0,
+        scale=scale,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+    )
+
+
+def focal_loss(
+    logits: Any,
+    labels: Any,
+    class_weight: Any = None,
+    *,
+    gamma: float = 1.5,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: Any = None,
+) -> Any:
+    """The focal term alone: ``lmf_loss`` with alpha 0 and beta 1.
+
+    >>> ops.convert_to_numpy(focal_loss(ops.zeros((1, 2)), ops.array([0]), gamma=2.0)).round(4)
+    array([0.1733], dtype=float32)
+    """
+    return lmf_loss(
+        logits,
+        labels,
+        None,
+        class_weight,
+        alpha=0.0,
+        beta=1.0,
+        gamma=gamma,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+    )

@@ -1,0 +1,368 @@
+"""The losses as ``keras.losses.Loss``: arrays from class counts, remembered for ``lmf_loss``."""
+
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi.keras._functional import compute_loss
+from lmf_multi.spec import (
+    Counts,
+    Floats,
+    LMFSpec,
+    Reduction,
+    Weights,
+    as_counts,
+    check_parameters,
+    check_reduction,
+    focal_weights,
+)
+
+# Keras' names, and the sum that the core prepares for each; "batch_mean" is the other frameworks'.
+_REDUCTIONS: dict[str | None, Reduction] = {
+    "sum_over_batch_size": "mean",
+    "mean": "mean",
+    "batch_mean": "batch_mean",
+    "sum": "sum",
+    "mean_with_sample_weight": "none",
+    "none": "none",
+    None: "none",
+}
+
+
+class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
+    """Arrays, hyper-parameters and Keras' options; labels and masks are brought into form here."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        margins: Floats | None,
+        class_weight: Floats | None,
+        *,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        scale: float,
+        label_smoothing: float,
+        from_logits: bool,
+        ignore_class: int | None,
+        axis: int,
+        reduction: str | None,
+        name: str | None,
+        dtype: Any,
+    ) -> None:
+        check_reduction(reduction, tuple(_REDUCTIONS))
+        super().__init__(name=name, dtype=dtype)
+        self.reduction = reduction
+        self._config = config
+        self.margins, self.class_weight = margins, class_weight
+        self.alpha, self.beta, self.gamma, self.scale = alpha, beta, gamma, scale
+        self.label_smoothing = label_smoothing
+        self.from_logits, self.ignore_class, self.axis = from_logits, ignore_class, axis
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The loss of labels and predictions, reduced.
+
+        Args:
+            y_true: sparse (N, …) or (N, …, 1), one-hot or soft of ``y_pred``'s shape.
+            y_pred: float (N, …, C), logits, or probabilities with ``from_logits=False``.
+            sample_weight: float (N, …), multiplies each example's share in the sum; the means
+                divide by what they divide by without it, as Keras does.
+        """
+        with keras.name_scope(self.name):
+            contributions, mask = self._contributions(y_true, y_pred)
+            return self._reduce(contributions, sample_weight, mask)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Each example's contribution to the reduced loss."""
+        return self._contributions(y_true, y_pred)[0]
+
+    def _contributions(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        mask = getattr(y_pred, "_keras_mask", None)
+        z = self._logits(y_pred)
+        y = self._labels(y_true, z)
+        if self.ignore_class is not None:
+            if len(y.shape) == len(z.shape):
+                raise ValueError(
+                    "ignore_class needs sparse labels, "
+                    f"got labels of the predictions' shape {tuple(z.shape)}; use sample_weight"
+                )
+            valid = y != self.ignore_class
+            mask = valid if mask is None else ops.logical_and(ops.cast(mask, "bool"), valid)
+        mask = None if mask is None else ops.cast(mask, "bool")
+        contributions = compute_loss(
+            z,
+            y,
+            self.margins,
+            self.class_weight,
+            self.alpha,
+            self.beta,
+            self.gamma,
+            self.scale,
+            self.label_smoothing,
+            axis=self.axis,
+            where=mask,
+            mask_name="ignore_class",
+            reduction=_REDUCTIONS[self.reduction],
+        )
+        return contributions, mask
+
+    def _logits(self, y_pred: Any) -> Any:
+        if self.from_logits:
+            return ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        # Keras' softmax leaves its input on its output where the backend's tensors allow it: exact
+        # also where a probability has underflowed
+        logits = getattr(y_pred, "_keras_logits", None)
+        if logits is not None:
+            return ops.convert_to_tensor(logits, dtype=self.dtype)
+        p = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        impossible = p == 0
+        # the inner where keeps 1 / 0 out of the gradient
+        log_p = ops.log(ops.where(impossible, ops.ones_like(p), p))
+        return ops.where(impossible, ops.full_like(p, -float("inf")), log_p)
+
+    def _labels(self, y_true: Any, z: Any) -> Any:
+        y = ops.convert_to_tensor(y_true)
+        if len(y.shape) == len(z.shape) and y.shape[self.axis] == 1 != z.shape[self.axis]:
+            y = ops.squeeze(y, self.axis)
+        if len(y.shape) == len(z.shape):
+            return ops.cast(y, z.dtype)
+        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(y.dtype)):
+            # data pipelines often hand class indices over as floats; a fraction is out of range
+            y = ops.where(y == ops.floor(y), y, -ops.ones_like(y))
+            y = ops.cast(y, "int32")
+        return y
+
+    def _reduce(self, contributions: Any, sample_weight: Any, mask: Any) -> Any:
+        if sample_weight is not None:
+            sample_weight = ops.convert_to_tensor(sample_weight, dtype=contributions.dtype)
+            sample_weight = _like_examples(sample_weight, contributions)
+            contributions = contributions * sample_weight
+        if self.reduction in (None, "none"):
+            return contributions
+        total = ops.sum(contributions)
+        if _REDUCTIONS[self.reduction] in ("mean", "batch_mean"):
+            total = total / _replicas()
+        elif self.reduction == "mean_with_sample_weight":
+            weights = ops.ones_like(contributions) if sample_weight is None else sample_weight
+            weights = weights * ops.ones_like(contributions)
+            if mask is not None:
+                weights = ops.where(mask, weights, ops.zeros_like(weights))
+            total = ops.divide_no_nan(total, ops.sum(weights)) / _replicas()
+        return total
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain numbers, names and lists, from which ``from_config`` rebuilds the loss."""
+        return {
+            **self._config,
+            "label_smoothing": self.label_smoothing,
+            "from_logits": self.from_logits,
+            "ignore_class": self.ignore_class,
+            "axis": self.axis,
+            "reduction": self.reduction,
+            "name": self.name,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The loss that ``get_config`` describes."""
+        return cls(**config)
+
+
+def _replicas() -> int:
+    """Copies of the model whose gradients are summed, which TensorFlow's strategies alone have."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def _like_examples(sample_weight: Any, contributions: Any) -> Any:
+    """A weight for each example of the batch, or for each of its pixels, in the losses' rank."""
+    shape, rank = tuple(sample_weight.shape), len(contributions.shape)
+    if len(shape) == rank + 1 and shape[-1] == 1:
+        return ops.squeeze(sample_weight, -1)
+    return ops.reshape(sample_weight, (-1, *shape[1:], *[1] * (rank - len(shape))))
+
+
+def _plain(weights: Weights) -> Any:
+    """A name, None or a list: what survives JSON."""
+    return weights if weights is None or isinstance(weights, str) else list(weights)
+
+
+@keras.saving.register_keras_serializable(package="lmf_multi")
+class LMFLoss(LMFConstructors, _Loss):
+    """``lmf_loss`` with margins and class weights from class counts; parameters as ``LMFSpec``.
+
+    Args:
+        class_counts: training examples of each class (C,), in label order, at least 1 each.
+        from_logits: False if the model ends in a softmax; the numbers are those of its logits.
+        ignore_class: examples (or pixels) with this sparse label take no part.
+        axis: the class axis of the predictions.
+        reduction: ``"sum_over_batch_size"`` or ``"mean"``, the other frameworks' ``"mean"``;
+            ``"batch_mean"``; ``"sum"``; ``"none"`` or None; ``"mean_with_sample_weight"``, the sum
+            over the total sample weight.
+        name: name of the loss in logs.
+        dtype: dtype of the computation, Keras' floatx by default; half types compute in float32.
+
+    >>> loss = LMFLoss([90, 10])
+    >>> value = loss(ops.array([0, 1]), ops.array([[2.0, 0.0], [0.5, 1.0]]))
+    >>> ops.convert_to_numpy(value).round(4)
+    np.float32(0.6874)
+    """
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "lmf_loss",
+        dtype: Any = None,
+    ) -> None:
+        spec = LMFSpec(
+            class_counts,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        config = {
+            "class_counts": list(spec.class_counts),
+            "alpha": spec.alpha,
+            "beta": spec.beta,
+            "gamma": spec.gamma,
+            "max_margin": spec.max_margin,
+            "scale": spec.scale,
+            "class_weight": _plain(spec.class_weight),
+        }
+        super().__init__(
+            config,
+            spec.margins,
+            None if spec.class_weight is None else spec.weights,
+            alpha=spec.alpha,
+            beta=spec.beta,
+            gamma=spec.gamma,
+            scale=spec.scale,
+            label_smoothing=spec.label_smoothing,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+
+
+@keras.saving.register_keras_serializable(package="lmf_multi")
+class LDAMLoss(LDAMConstructors, _Loss):
+    """``ldam_loss`` with margins and class weights from class counts; arguments as ``LMFLoss``."""
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        *,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "ldam_loss",
+        dtype: Any = None,
+    ) -> None:
+        spec = LMFSpec(
+            class_counts,
+            max_margin=max_margin,
+            scale=scale,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+        )
+        config = {
+            "class_counts": list(spec.class_counts),
+            "max_margin": spec.max_margin,
+            "scale": spec.scale,
+            "class_weight": _plain(spec.class_weight),
+        }
+        super().__init__(
+            config,
+            spec.margins,
+            None if spec.class_weight is None else spec.weights,
+            alpha=1.0,
+            beta=0.0,
+            gamma=0.0,
+            scale=spec.scale,
+            label_smoothing=spec.label_smoothing,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+
+
+@keras.saving.register_keras_serializable(package="lmf_multi")
+class FocalLoss(FocalConstructors, _Loss):
+    """``focal_loss`` with class weights; only named class weights need the counts."""
+
+    def __init__(
+        self,
+        class_counts: Counts = None,
+        *,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        class_weight: Weights = None,
+        label_smoothing: float = 0.0,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "focal_loss",
+        dtype: Any = None,
+    ) -> None:
+        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
+        weights = focal_weights(class_counts, class_weight, max_margin)
+        config = {
+            "class_counts": None if class_counts is None else list(as_counts(class_counts)),
+            "gamma": float(gamma),
+            "max_margin": float(max_margin),
+            "class_weight": (
+                class_weight
+                if weights is None or isinstance(class_weight, str)
+                else weights.tolist()
+            ),
+        }
+        super().__init__(
+            config,
+            None,
+            weights,
+            alpha=0.0,
+            beta=1.0,
+            gamma=float(gamma),
+            scale=1.0,
+            label_smoothing=float(label_smoothing),
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )

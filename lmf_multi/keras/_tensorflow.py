@@ -1,0 +1,278 @@
+"""The steps of ``lmf_multi.reference`` in TensorFlow; what is said here is only what differs.
+
+The gradient's closed form is computed together with the value, as a ``custom_gradient``. Eager,
+``tf.function`` and XLA; sizes may be unknown while a graph is traced.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from lmf_multi.spec import Reduction, check_inputs, check_label_range, check_parameters
+
+
+def compute_loss(
+    z: tf.Tensor,
+    y: tf.Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    *,
+    axis: int,
+    where: tf.Tensor | None,
+    mask_name: str,
+    reduction: Reduction,
+) -> tf.Tensor:
+    """What each example contributes to the reduced loss; ``reduction`` is their sum."""
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
+    Δ = None if margins is None else tf.cast(margins, dtype)
+    w = None if class_weight is None else tf.cast(class_weight, dtype)
+    soft = check_inputs(
+        (tuple(z.shape), z.dtype),
+        (tuple(y.shape), y.dtype),
+        axis,
+        {
+            "margins": None if Δ is None else tuple(Δ.shape),
+            "class_weight": None if w is None else tuple(w.shape),
+        },
+        None if where is None else (tuple(where.shape), where.dtype),
+    )
+
+    axis = axis % len(z.shape)
+    C = tf.shape(z)[axis] if z.shape[axis] is None else z.shape[axis]
+    by_class = [-1] + [1] * (len(z.shape) - 1 - axis)
+    if soft:
+        presence = tf.ones_like(tf.reduce_sum(y, axis), dtype)
+        presence = presence if where is None else tf.cast(where, dtype)
+        present = tf.expand_dims(presence, axis)
+        q = tf.where(present != 0, tf.cast(y, dtype), 0.0)
+        W = tf.reduce_sum(q if w is None else q * tf.reshape(w, by_class), axis)
+    else:
+        y, presence = _targets(y, C, where, mask_name, dtype)
+        W = presence if w is None else presence * tf.gather(w, y)
+    by_weight, by_examples = _normalisers(W, presence, reduction)
+
+    if not soft and label_smoothing == 0:
+        a = None if alpha == 0 else W * (alpha / by_weight)
+        b = None if beta == 0 else W * (beta / by_examples)
+        Δ = None if Δ is None else tf.gather(Δ, y)
+        return _mixture(z, y, presence, Δ, a, b, gamma, scale, axis)
+
+    if not soft:
+        present = tf.expand_dims(presence, axis)
+        q = tf.where(_is_class(y, C, axis), present, 0.0)
+    q = (1 - label_smoothing) * q + label_smoothing / tf.cast(C, dtype) * present
+    share = q if w is None else q * tf.reshape(w, by_class)
+    a = None if alpha == 0 else share * (alpha / by_weight)
+    b = None if beta == 0 else share * (beta / by_examples)
+    z, Δ = tf.where(present != 0, z, 0.0), None if Δ is None else tf.reshape(Δ, by_class)
+    return _mixture(z, None, None, Δ, a, b, gamma, scale, axis)
+
+
+def _is_class(y: tf.Tensor, C: Any, axis: int) -> tf.Tensor:
+    """Boolean one-hot of the class indices along the class axis."""
+    return tf.one_hot(y, C, on_value=True, off_value=False, axis=axis, dtype=tf.bool)
+
+
+def _targets(
+    y: tf.Tensor, C: Any, where: tf.Tensor | None, mask_name: str, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
+    y = tf.cast(y, tf.int64)
+    valid = tf.ones_like(y, tf.bool) if where is None else where
+    y, C = tf.where(valid, y, 0), tf.cast(C, tf.int64)
+    if tf.executing_eagerly() and tf.size(y) > 0:
+        smallest, largest = tf.reduce_min(y), tf.reduce_max(y)
+        check_label_range(int(smallest), int(largest), int(C), mask_name)
+    presence = tf.where((y >= 0) & (y < C), tf.cast(valid, dtype), _constant("nan", dtype))
+    return tf.clip_by_value(y, 0, C - 1), presence
+
+
+def _normalisers(
+    W: tf.Tensor, presence: tf.Tensor, reduction: Reduction
+) -> tuple[tf.Tensor | float, tf.Tensor | float]:
+    """What the sums over LDAM and over focal are divided by."""
+    if reduction in ("none", "sum"):
+        return 1.0, 1.0
+    N = _at_least(tf.reduce_sum(presence), 1)
+    if reduction == "batch_mean":
+        return N, N
+    total = tf.reduce_sum(W)
+    return tf.where(total == 0, tf.ones_like(total), total), N
+
+
+def _mixture(
+    z: tf.Tensor,
+    y: tf.Tensor | None,
+    presence: tf.Tensor | None,
+    Δ: tf.Tensor | None,
+    a: tf.Tensor | None,
+    b: tf.Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tf.Tensor:
+    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
+    def closed_form(z: tf.Tensor) -> Any:
+        loss, grad = _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)
+        return loss, lambda upstream: tf.cast(tf.expand_dims(upstream, axis) * grad, z.dtype)
+
+    return closed_form(z)
+
+
+def _value_and_grad(
+    z: tf.Tensor,
+    y: tf.Tensor | None,
+    presence: tf.Tensor | None,
+    Δ: tf.Tensor | None,
+    a: tf.Tensor | None,
+    b: tf.Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    z = z if z.dtype == tf.float64 else tf.cast(z, tf.float32)
+    if y is None or presence is None:
+        return _all_classes(z, Δ, a, b, γ, s, axis)
+    return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
+
+
+def _one_class(
+    z: tf.Tensor,
+    y: tf.Tensor,
+    presence: tf.Tensor,
+    Δ: tf.Tensor | None,
+    a: tf.Tensor | None,
+    b: tf.Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss of the labelled class alone, and its gradient."""
+    is_y, masked = _is_class(y, tf.shape(z)[axis], axis), presence == 0
+    z_y = tf.where(masked, _constant(0, z.dtype), tf.reduce_sum(tf.where(is_y, z, 0.0), axis))
+    # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
+    others = tf.where(is_y | tf.expand_dims(masked, axis), _constant("-inf", z.dtype), z)
+    M = _at_least(tf.reduce_max(tf.stop_gradient(others), axis), -_LARGE)
+    d, x = z_y - M, others - tf.expand_dims(M, axis)
+
+    losses, slopes, grads = [], [], []
+    if a is not None and Δ is not None:
+        e = tf.exp(s * x)
+        S = _at_least(tf.reduce_sum(e, axis), 1)  # 1 or more unless no other class is possible
+        ldam, slope = _ldam(s * (d - Δ) - tf.math.log(S), s)
+        losses.append(_times(a, ldam))
+        slopes.append(a * slope)
+        grads.append(e * tf.expand_dims(-a * slope / S, axis))
+    if b is not None:
+        e = tf.exp(x)
+        S = _at_least(tf.reduce_sum(e, axis), 1)
+        focal, slope = _focal(d - tf.math.log(S), γ)
+        losses.append(_times(b, focal))
+        slopes.append(b * slope)
+        grads.append(e * tf.expand_dims(-b * slope / S, axis))
+    if not losses:
+        return tf.zeros_like(z_y), tf.zeros_like(z)
+    return _sum(losses), tf.where(is_y, tf.expand_dims(_sum(slopes), axis), _sum(grads))
+
+
+def _all_classes(
+    z: tf.Tensor,
+    Δ: tf.Tensor | None,
+    a: tf.Tensor | None,
+    b: tf.Tensor | None,
+    γ: float,
+    s: float,
+    axis: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss of every class, summed, and its gradient.
+
+    Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
+    difference would cancel; the largest has a sum of its own.
+    """
+    top = tf.argmax(tf.stop_gradient(z), axis)
+    is_top = _is_class(top, tf.shape(z)[axis], axis)
+    others = tf.where(is_top, _constant("-inf", z.dtype), z)
+    M = tf.reduce_max(tf.stop_gradient(z), axis, keepdims=True)
+    M_others = _at_least(tf.reduce_max(tf.stop_gradient(others), axis, keepdims=True), -_LARGE)
+    x, x_others = z - M, others - M_others
+    d = tf.where(is_top, z - M_others, x)
+
+    losses, grads = [], []
+    if a is not None and Δ is not None:
+        e, e_others = tf.exp(s * x), tf.exp(s * x_others)
+        S, S_others = _sums_of_others(e, e_others, is_top, axis)
+        ldam, slope = _ldam(s * (d - Δ) - tf.math.log(S), s)
+        losses.append(_times(a, ldam))
+        grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
+    if b is not None:
+        e, e_others = tf.exp(x), tf.exp(x_others)
+        S, S_others = _sums_of_others(e, e_others, is_top, axis)
+        focal, slope = _focal(d - tf.math.log(S), γ)
+        losses.append(_times(b, focal))
+        grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
+    if not losses:
+        return tf.reduce_sum(tf.zeros_like(z), axis), tf.zeros_like(z)
+    return tf.reduce_sum(_sum(losses), axis), _sum(grads)
+
+
+def _sums_of_others(
+    e: tf.Tensor, e_others: tf.Tensor, is_top: tf.Tensor, axis: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
+    S_others = _at_least(tf.reduce_sum(e_others, axis, keepdims=True), 1)
+    return tf.where(is_top, S_others, tf.reduce_sum(e, axis, keepdims=True) - e), S_others
+
+
+def _chain(
+    G: tf.Tensor, e: tf.Tensor, S: tf.Tensor, r_top: tf.Tensor, is_top: tf.Tensor, axis: int
+) -> tf.Tensor:
+    """Gradient for the logits from the slopes G_j = ∂L/∂ω_j: G_k - Σ_{j≠k} G_j r_jk."""
+    t = tf.where(is_top, _constant(0, G.dtype), G / S)
+    G_top = tf.reduce_sum(tf.where(is_top, G, 0.0), axis, keepdims=True)
+    return G - e * (tf.reduce_sum(t, axis, keepdims=True) - t) - r_top * G_top
+
+
+def _ldam(τ: tf.Tensor, s: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    return -tf.math.log_sigmoid(τ), -s * tf.sigmoid(-τ)
+
+
+def _focal(ω: tf.Tensor, γ: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
+    ce, modulation = -tf.math.log_sigmoid(ω), tf.exp(γ * tf.math.log_sigmoid(-ω))
+    finite_ce = tf.where(ce > _LARGE, _constant(_LARGE, ce.dtype), ce)
+    slope = -modulation * (γ * tf.sigmoid(ω) * finite_ce + tf.sigmoid(-ω))
+    return modulation * ce, slope
+
+
+# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+_LARGE = 1e18
+
+
+def _times(coefficient: tf.Tensor, term: tf.Tensor) -> tf.Tensor:
+    """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
+    nothing = (coefficient == 0) & tf.math.is_inf(term)
+    return tf.where(nothing, _constant(0, term.dtype), coefficient * term)
+
+
+def _sum(terms: list[tf.Tensor]) -> tf.Tensor:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _constant(value: Any, dtype: tf.DType) -> tf.Tensor:
+    return tf.constant(float(value), dtype)
+
+
+def _at_least(x: tf.Tensor, bound: float) -> tf.Tensor:
+    """``maximum``, which need not keep NaN in TensorFlow."""
+    return tf.where(x < bound, _constant(bound, x.dtype), x)
