@@ -339,20 +339,20 @@ def _one_class(
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     others = jnp.where(is_y | jnp.expand_dims(masked, axis), -jnp.inf, z)
     M = jnp.maximum(jax.lax.stop_gradient(others).max(axis), -_LARGE)
-    d, x = z_y - M, jnp.maximum(others - jnp.expand_dims(M, axis), -_LARGE)
+    x = jnp.maximum(others - jnp.expand_dims(M, axis), -_LARGE)
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e = jnp.exp(s * x)
         S = jnp.maximum(e.sum(axis), 1)  # it is 1 or more unless no other class is possible
-        ldam, slope = _ldam(s * (d - Δ) - jnp.log(S), s)
+        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         grads.append(e * jnp.expand_dims(-a * slope / S, axis))
     if b is not None:
         e = jnp.exp(x)
         S = jnp.maximum(e.sum(axis), 1)
-        focal, slope = _focal(d - jnp.log(S), γ)
+        focal, slope = _focal(_log_odds(z_y, M, S), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
         grads.append(e * jnp.expand_dims(-b * slope / S, axis))
@@ -380,21 +380,20 @@ def _all_classes(
     others = jnp.where(is_top, -jnp.inf, z)
     M = jax.lax.stop_gradient(z).max(axis, keepdims=True)
     M_others = jnp.maximum(jax.lax.stop_gradient(others).max(axis, keepdims=True), -_LARGE)
-    x, x_others = z - M, others - M_others
-    d = jnp.where(is_top, z - M_others, x)
-    x, x_others = jnp.maximum(x, -_LARGE), jnp.maximum(x_others, -_LARGE)
+    M_j = jnp.where(is_top, M_others, M)
+    x, x_others = jnp.maximum(z - M, -_LARGE), jnp.maximum(others - M_others, -_LARGE)
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = jnp.exp(s * x), jnp.exp(s * x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(s * (d - Δ) - jnp.log(S), s)
+        ldam, slope = _ldam(_log_odds(z, M_j, S, s, Δ), s)
         losses.append(_times(a, ldam))
         grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = jnp.exp(x), jnp.exp(x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(d - jnp.log(S), γ)
+        focal, slope = _focal(_log_odds(z, M_j, S), γ)
         losses.append(_times(b, focal))
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -415,9 +414,26 @@ def _chain(G: Array, e: Array, S: Array, r_top: Array, is_top: Array, axis: int)
     return G - e * (t.sum(axis, keepdims=True) - t) - r_top * G_top
 
 
+def _log_odds(z: Array, M: Array, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
+    d, lost = _difference(z, M)
+    h, also_lost = _difference(d, Δ)
+    log_odds: Array = s * h + (s * (lost + also_lost) - jnp.log(S))
+    return log_odds
+
+
+def _difference(a: Array, b: Any) -> tuple[Array, Array]:
+    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
+    c = a - b
+    lost = (a - (c + (a - c))) + ((a - c) - b)
+    return c, jax.lax.stop_gradient(jnp.where(jnp.isfinite(lost), lost, 0))
+
+
 def _ldam(τ: Array, s: Any) -> tuple[Array, Array]:
     """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
-    return -log_sigmoid(τ), -s * sigmoid(-τ)
+    # sigmoid(-τ) may underflow where s times it does not, its root cannot
+    root = jnp.exp(log_sigmoid(-τ) / 2)
+    return -log_sigmoid(τ), -(s * root) * root
 
 
 def _focal(ω: Array, γ: Any) -> tuple[Array, Array]:

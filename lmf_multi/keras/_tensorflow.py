@@ -163,20 +163,20 @@ def _one_class(
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     others = tf.where(is_y | tf.expand_dims(masked, axis), _constant("-inf", z.dtype), z)
     M = _at_least(tf.reduce_max(tf.stop_gradient(others), axis), -_LARGE)
-    d, x = z_y - M, others - tf.expand_dims(M, axis)
+    x = others - tf.expand_dims(M, axis)
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e = tf.exp(s * x)
         S = _at_least(tf.reduce_sum(e, axis), 1)  # 1 or more unless no other class is possible
-        ldam, slope = _ldam(s * (d - Δ) - tf.math.log(S), s)
+        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         grads.append(e * tf.expand_dims(-a * slope / S, axis))
     if b is not None:
         e = tf.exp(x)
         S = _at_least(tf.reduce_sum(e, axis), 1)
-        focal, slope = _focal(d - tf.math.log(S), γ)
+        focal, slope = _focal(_log_odds(z_y, M, S), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
         grads.append(e * tf.expand_dims(-b * slope / S, axis))
@@ -204,20 +204,19 @@ def _all_classes(
     others = tf.where(is_top, _constant("-inf", z.dtype), z)
     M = tf.reduce_max(tf.stop_gradient(z), axis, keepdims=True)
     M_others = _at_least(tf.reduce_max(tf.stop_gradient(others), axis, keepdims=True), -_LARGE)
-    x, x_others = z - M, others - M_others
-    d = tf.where(is_top, z - M_others, x)
+    x, x_others, M_j = z - M, others - M_others, tf.where(is_top, M_others, M)
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = tf.exp(s * x), tf.exp(s * x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(s * (d - Δ) - tf.math.log(S), s)
+        ldam, slope = _ldam(_log_odds(z, M_j, S, s, Δ), s)
         losses.append(_times(a, ldam))
         grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = tf.exp(x), tf.exp(x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(d - tf.math.log(S), γ)
+        focal, slope = _focal(_log_odds(z, M_j, S), γ)
         losses.append(_times(b, focal))
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -242,9 +241,28 @@ def _chain(
     return G - e * (tf.reduce_sum(t, axis, keepdims=True) - t) - r_top * G_top
 
 
+def _log_odds(
+    z: tf.Tensor, M: tf.Tensor, S: tf.Tensor, s: float = 1.0, Δ: tf.Tensor | float = 0.0
+) -> tf.Tensor:
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
+    d, lost = _difference(z, M)
+    h, also_lost = _difference(d, Δ)
+    return s * h + (s * (lost + also_lost) - tf.math.log(S))
+
+
+def _difference(a: tf.Tensor, b: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor]:
+    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
+    c = a - b
+    lost = (a - (c + (a - c))) + ((a - c) - b)
+    lost = tf.where(tf.math.is_finite(lost), lost, _constant(0, lost.dtype))
+    return c, tf.stop_gradient(lost)
+
+
 def _ldam(τ: tf.Tensor, s: float) -> tuple[tf.Tensor, tf.Tensor]:
     """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
-    return -tf.math.log_sigmoid(τ), -s * tf.sigmoid(-τ)
+    # sigmoid(-τ) may underflow where s times it does not, its root cannot
+    root = tf.exp(tf.math.log_sigmoid(-τ) / 2)
+    return -tf.math.log_sigmoid(τ), -(s * root) * root
 
 
 def _focal(ω: tf.Tensor, γ: float) -> tuple[tf.Tensor, tf.Tensor]:

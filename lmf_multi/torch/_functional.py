@@ -375,20 +375,20 @@ def _one_class(
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     others = z.scatter(axis, y, -torch.inf).masked_fill(masked.unsqueeze(axis), -torch.inf)
     M = others.detach().amax(axis).clamp(min=-_LARGE)
-    d, x = z_y - M, others - M.unsqueeze(axis)
+    x = others - M.unsqueeze(axis)
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e = torch.exp(s * x)
         S = e.sum(axis).clamp(min=1)  # it is 1 or more unless no other class is possible
-        ldam, slope = _ldam(s * (d - Δ) - S.log(), s)
+        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         grads.append(e * (-a * slope / S).unsqueeze(axis))
     if b is not None:
         e = torch.exp(x)
         S = e.sum(axis).clamp(min=1)
-        focal, slope = _focal(d - S.log(), γ)
+        focal, slope = _focal(_log_odds(z_y, M, S), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
         grads.append(e * (-b * slope / S).unsqueeze(axis))
@@ -416,20 +416,19 @@ def _all_classes(
     others = z.masked_fill(is_top, -torch.inf)
     M = z.detach().amax(axis, keepdim=True)
     M_others = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
-    x, x_others = z - M, others - M_others
-    d = torch.where(is_top, z - M_others, x)
+    x, x_others, M_j = z - M, others - M_others, torch.where(is_top, M_others, M)
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = torch.exp(s * x), torch.exp(s * x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(s * (d - Δ) - S.log(), s)
+        ldam, slope = _ldam(_log_odds(z, M_j, S, s, Δ), s)
         losses.append(_times(a, ldam))
         grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = torch.exp(x), torch.exp(x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(d - S.log(), γ)
+        focal, slope = _focal(_log_odds(z, M_j, S), γ)
         losses.append(_times(b, focal))
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -452,9 +451,17 @@ def _chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis:
     return G - e * (t.sum(axis, keepdim=True) - t) - r_top * G_top
 
 
+def _log_odds(z: Tensor, M: Tensor, S: Tensor, s: float = 1.0, Δ: Tensor | float = 0.0) -> Tensor:
+    """s (z - M - Δ) - log S, in float64 where there is one: s would multiply rounding errors."""
+    d = z - M if z.device.type == "mps" else z.double() - M.double()
+    return (s * (d - Δ) - S.log()).to(z.dtype)
+
+
 def _ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:
     """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
-    return -logsigmoid(τ), -s * torch.sigmoid(-τ)
+    # sigmoid(-τ) may underflow where s times it does not, its root cannot
+    root = torch.exp(logsigmoid(-τ) / 2)
+    return -logsigmoid(τ), -(s * root) * root
 
 
 def _focal(ω: Tensor, γ: float) -> tuple[Tensor, Tensor]:
