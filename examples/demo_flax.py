@@ -1,0 +1,70 @@
+"""The demo's Flax NNX step, with optax."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from examples.data import Digits
+from lmf_multi import class_counts
+from lmf_multi.jax import LMFLoss
+
+
+class CNN(nnx.Module):
+    """Two convolutions, one pooling, two dense layers."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(1, 16, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), rngs=rngs)
+        self.dense1 = nnx.Linear(4 * 4 * 32, 64, rngs=rngs)
+        self.dense2 = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        hidden = nnx.relu(self.conv1(images))
+        hidden = nnx.relu(self.conv2(hidden))
+        hidden = nnx.max_pool(hidden, (2, 2), strides=(2, 2))
+        hidden = nnx.relu(self.dense1(hidden.reshape(len(hidden), -1)))
+        return self.dense2(hidden)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the batch, as LMFLoss gives it."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def train(
+    digits: Digits,
+    loss: str,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    on_epoch: Callable[[float], None],
+) -> np.ndarray:
+    """Train with cross-entropy or LMF; report each epoch's mean loss; predict the test images."""
+    shuffle = np.random.default_rng(seed)
+    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
+
+    model = CNN(nnx.Rngs(seed))
+    optimizer = nnx.Optimizer(model, optax.adam(learning_rate), wrt=nnx.Param)
+    criterion = LMFLoss(class_counts(digits.train_labels)) if loss == "LMF" else cross_entropy
+
+    @nnx.jit
+    def train_step(model, optimizer, images, labels):
+        value, grads = nnx.value_and_grad(lambda model: criterion(model(images), labels))(model)
+        optimizer.update(model, grads)
+        return value
+
+    for _ in range(epochs):
+        losses = []
+        order = shuffle.permutation(len(labels))
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            losses.append(train_step(model, optimizer, images[batch], labels[batch]))
+        on_epoch(float(jnp.mean(jnp.stack(losses))))
+
+    return np.asarray(model(digits.test_images).argmax(-1))
