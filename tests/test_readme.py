@@ -1,0 +1,56 @@
+"""Every Python snippet of the README runs as it stands, in a process of its own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.frameworks import load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+FRAMEWORKS = ("torch", "jax", "keras")
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_snippet_runs(snippet: str) -> None:
+    for framework in FRAMEWORKS:
+        if f"lmf_multi.{framework}" in snippet:
+            load(framework)
+    done = run(snippet)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_framework_has_a_snippet() -> None:
+    for module in ("torch", "jax", "keras", "reference"):
+        assert any(module in snippet for snippet in SNIPPETS), module
+
+
+def test_a_broken_snippet_would_fail() -> None:
+    assert run("from lmf_multi import no_such_name").returncode != 0
+
+
+def test_class_count_comments_are_true() -> None:
+    """The numbers in the last snippet's comments are what its lines return."""
+    namespace: dict[str, object] = {}
+    lines = SNIPPETS[-1].splitlines()
+    checked = 0
+    for line in lines:
+        code, _, comment = line.partition("  # array(")
+        if comment:
+            shown = [float(number) for number in re.findall(r"[\d.]+", comment)]
+            value = eval(code, namespace)
+            assert value.tolist() == pytest.approx(shown, rel=1e-7)
+            checked += 1
+        else:
+            exec(line, namespace)
+    assert checked == 2
