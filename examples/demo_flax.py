@@ -1,5 +1,6 @@
 """The demo's Flax NNX step, with optax."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,8 @@ from flax import nnx
 from examples.data import Digits
 from lmf_multi import class_counts
 from lmf_multi.jax import LMFLoss
+
+adam = functools.cache(optax.adam)  # an equal optimiser is the same one: no recompile for a new seed
 
 
 class CNN(nnx.Module):
@@ -35,6 +38,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+@nnx.jit
+def train_step(model, optimizer, criterion, images, labels):
+    """Update the model in place; return the batch's loss."""
+    value, grads = nnx.value_and_grad(lambda model: criterion(model(images), labels))(model)
+    optimizer.update(model, grads)
+    return value
+
+
 def train(
     digits: Digits,
     loss: str,
@@ -50,21 +61,18 @@ def train(
     images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
 
     model = CNN(nnx.Rngs(seed))
-    optimizer = nnx.Optimizer(model, optax.adam(learning_rate), wrt=nnx.Param)
-    criterion = LMFLoss(class_counts(digits.train_labels)) if loss == "LMF" else cross_entropy
-
-    @nnx.jit
-    def train_step(model, optimizer, images, labels):
-        value, grads = nnx.value_and_grad(lambda model: criterion(model(images), labels))(model)
-        optimizer.update(model, grads)
-        return value
+    optimizer = nnx.Optimizer(model, adam(learning_rate), wrt=nnx.Param)
+    if loss == "LMF":
+        criterion = LMFLoss(class_counts(digits.train_labels))
+    else:
+        criterion = jax.tree_util.Partial(cross_entropy)  # a function as a pytree, as LMFLoss is
 
     for _ in range(epochs):
         losses = []
         order = shuffle.permutation(len(labels))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            losses.append(train_step(model, optimizer, images[batch], labels[batch]))
+            losses.append(train_step(model, optimizer, criterion, images[batch], labels[batch]))
         on_epoch(float(jnp.mean(jnp.stack(losses))))
 
     return np.asarray(model(digits.test_images).argmax(-1))
