@@ -13,7 +13,7 @@ from examples.data import Digits
 from lmf_multi import class_counts
 from lmf_multi.jax import LMFLoss
 
-adam = functools.cache(optax.adam)  # an equal optimiser is the same one: no recompile for a new seed
+adam = functools.cache(optax.adam)  # the same object for every seed, so no seed recompiles
 
 
 class CNN(nnx.Module):
