@@ -1,24 +1,33 @@
-"""Every framework and mode behind one call: a case in NumPy, its value and gradient in NumPy."""
+"""Every framework and mode behind one call: a case in, its value and gradient out."""
 
 from functools import cache, cached_property
 
 import numpy as np
 
-from tests.cases import CLASSES, Result, loss_dtype
-from tests.frameworks import load
+from tests.cases import CLASSES, loss_dtype
+from tests.engines import ENGINES
+from tests.frameworks import KERAS_BACKEND, load
 
 
 class Adapter:
-    """A framework in one mode; subclasses bring ``__call__``."""
+    """A framework in one mode; the framework's own ways are in the subclasses."""
 
     framework: str
+    engine: str
     modes: tuple[str, ...]
-    compiled_modes: tuple[str, ...] = ()
-    reductions = ("none", "sum", "mean", "batch_mean")
-    masks_distributions = True
+    traced_modes: tuple[str, ...]  # that cannot look at labels
+    compiled_modes: tuple[str, ...]  # in which new shapes cost a compilation
+    number_modes: tuple[str, ...] = ()  # in which new hyper-parameters cost one too
 
     def __init__(self, mode):
-        self.mode, self.compiles = mode, mode in self.compiled_modes
+        self.mode = mode
+        self.traced = mode in self.traced_modes
+        self.compiles = mode in self.compiled_modes
+        self.compiles_numbers = mode in self.number_modes
+
+    @property
+    def name(self):
+        return f"{self.framework}-{self.mode}"
 
     @cached_property
     def losses(self):
@@ -26,185 +35,150 @@ class Adapter:
         return load(f"lmf_multi.{self.framework}")
 
     def takes(self, plan):
-        """Whether the mode can run a plan."""
-        return plan.reduction in self.reductions and not (
-            plan.masked and plan.labels != "integer" and not self.masks_distributions
-        )
-
-    def function(self, case):
-        return getattr(self.losses, f"{case.term}_loss")
+        """Whether a plan or a case can be run; vmap runs one example at a time."""
+        return self.mode != "vmap" or plan.reduction == "none"
 
     def loss(self, case, **options):
         return getattr(self.losses, CLASSES[case.term])(
             case.class_counts, **case.options, **options
         )
 
+    def call_function(self, case, **static):
+        """The function, and what it is called with besides the arrays."""
+        function = getattr(self.losses, f"{case.term}_loss")
+        vectors = [None if v is None else v.astype(loss_dtype(case.dtype)) for v in case.vectors]
+        return function_call(function, **static), (vectors, case.numbers)
+
+    def class_axis(self, case):
+        return case.axis
+
+    def __call__(self, case):
+        axis, C, shape = self.class_axis(case), case.logits.shape[-1], case.batch_shape
+        arrays = {"z": case.logits, "y": case.labels}
+        if case.where is not None:
+            arrays["where"] = case.where
+        ones = np.ones(shape if case.reduction == "none" else ())
+        arrays["upstream"] = ones if case.upstream is None else case.upstream
+        by_class = ("z", "y") if case.soft else ("z",)
+        if self.mode == "vmap":
+            arrays = {
+                k: a.reshape(-1, C) if k in by_class else a.ravel() for k, a in arrays.items()
+            }
+        else:
+            for name in by_class:
+                arrays[name] = np.moveaxis(arrays[name], -1, axis)
+        dtypes = {
+            "z": case.dtype,
+            "y": case.label_dtype,
+            "where": "bool",
+            "upstream": loss_dtype(case.dtype),
+        }
+        call, parameters = self.call(case, arrays, -1 if self.mode == "vmap" else axis)
+        result = ENGINES[self.engine](call, parameters, arrays, dtypes, self.mode)
+        if self.mode == "vmap":
+            return result._replace(
+                value=result.value.reshape(shape), grad=result.grad.reshape(case.logits.shape)
+            )
+        return result._replace(grad=np.moveaxis(result.grad, axis, -1))
+
+
+@cache
+def function_call(function, **static):
+    def call(parameters, z, y, **mask):
+        vectors, numbers = parameters
+        return function(z, y, *vectors, **{**numbers, **static}, **mask)
+
+    return call
+
+
+def class_call(loss, z, y, **mask):
+    return loss(z, y, **mask)
+
 
 class Torch(Adapter):
     """Class axis 1; integer labels are masked by ``ignore_index``, distributions cannot be."""
 
-    framework = "torch"
+    framework = engine = "torch"
     modes = ("eager", "compile", "vmap")
     compiled_modes = ("compile",)
-    masks_distributions = False
+    traced_modes = ("compile", "vmap")
 
     def takes(self, plan):
-        if self.mode == "vmap" and (plan.reduction != "none" or 0 in plan.batch_shape):
-            return False  # one example at a time; vmap refuses an empty axis
-        return super().takes(plan)
+        maskable = not (plan.soft and plan.masked)
+        mappable = self.mode != "vmap" or 0 not in plan.batch_shape  # vmap refuses an empty axis
+        return super().takes(plan) and maskable and mappable
 
-    def tensors(self, case):
-        """Logits, labels and upstream gradient."""
+    def class_axis(self, case):
+        return min(1, case.logits.ndim - 1)
+
+    def call(self, case, arrays, axis):
+        if "where" in arrays:
+            arrays["y"] = np.where(arrays.pop("where"), arrays["y"], -100)
+        if case.as_class:
+            return class_call, self.loss(case, reduction=case.reduction)
+        call, (vectors, numbers) = self.call_function(case, reduction=case.reduction)
         torch = load("torch")
-        arrays = case_arrays(case, min(1, case.logits.ndim - 1))
-        value_dtype = loss_dtype(case.dtype)
-
-        def tensor(array, dtype):
-            return torch.tensor(array).to(getattr(torch, dtype))
-
-        z = tensor(arrays["z"], case.dtype).requires_grad_()
-        labels = arrays["y"]
-        if case.where is not None:
-            labels = np.where(case.where, labels, -100)
-        y, upstream = tensor(labels, case.label_dtype), tensor(arrays["upstream"], value_dtype)
-        vectors = [None if v is None else tensor(v, value_dtype) for v in case.vectors]
-        return z, y, upstream, vectors
-
-    def __call__(self, case):
-        z, y, upstream, vectors = self.tensors(case)
-        if self.mode == "vmap":
-            value, grad = self.by_example(case, z.detach(), y, upstream, vectors)
-        else:
-            if case.as_class:
-                call, vectors, numbers = self.loss(case, reduction=case.reduction), [], {}
-            else:
-                call = self.function(case)
-                numbers = case.numbers | {"reduction": case.reduction}
-            call = compiled(call) if self.compiles else call
-            value = call(z, y, *vectors, **numbers)
-            value.backward(upstream)
-            grad = z.grad
-        axis = min(1, grad.ndim - 1)
-        return Result(
-            value.detach().double().numpy(),
-            np.moveaxis(grad.double().numpy(), axis, -1),
-            str(value.dtype).removeprefix("torch."),
-            str(grad.dtype).removeprefix("torch."),
-        )
-
-    def by_example(self, case, z, y, upstream, vectors):
-        """vmap over single examples of the gradient and the value."""
-        func = load("torch.func")
-        axis, C = min(1, z.ndim - 1), case.logits.shape[-1]
-        rows = z.movedim(axis, -1).reshape(-1, C)
-        labels = y.movedim(axis, -1).reshape(-1, C) if case.soft else y.reshape(-1)
-
-        def scaled(z, y, upstream):
-            value = self.function(case)(z, y, *vectors, **case.numbers, reduction="none")
-            return upstream * value, value
-
-        each = func.vmap(func.grad_and_value(scaled, has_aux=True))
-        grad, (_, value) = each(rows, labels, upstream.reshape(-1))
-        grad = grad.reshape(*case.batch_shape, C).movedim(-1, axis)
-        return value.reshape(case.batch_shape), grad
-
-
-@cache
-def compiled(function):
-    torch = load("torch")
-    torch._dynamo.config.recompile_limit = 64  # one entry for each plan, and none evicted
-    return torch.compile(function, fullgraph=True)
+        return call, ([None if v is None else torch.tensor(v) for v in vectors], numbers)
 
 
 class Jax(Adapter):
     """Pure functions and pytrees, under strict dtype promotion; float64 with x64 enabled."""
 
-    framework = "jax"
+    framework = engine = "jax"
     modes = ("eager", "jit", "vmap")
     compiled_modes = modes  # even eager compiles each operation for its shapes
+    traced_modes = ("jit", "vmap")
 
     def takes(self, plan):
-        if plan.reduction != "none" and (self.mode == "vmap" or not plan.as_class):
-            return False  # functions give one value for each example; vmap sees one example
-        return super().takes(plan)
+        # functions give one value for each example
+        return super().takes(plan) and (plan.as_class or plan.reduction == "none")
 
-    def __call__(self, case):
-        jax = load("jax")
-        x64 = jax.enable_x64(case.dtype == "float64")
-        with x64, jax.numpy_dtype_promotion("strict"):
-            value, grad = self.run(case, jax.numpy)
-        return Result(
-            np.asarray(value).astype(np.float64),
-            np.asarray(grad).astype(np.float64),
-            value.dtype.name,
-            grad.dtype.name,
-        )
-
-    def run(self, case, jnp):
-        value_dtype = loss_dtype(case.dtype)
-        axis, C = (-1 if self.mode == "vmap" else case.axis), case.logits.shape[-1]
-        arrays = case_arrays(case, axis)
-        if self.mode == "vmap":
-            arrays = {
-                name: array.reshape(-1, *((C,) if array.ndim > len(case.batch_shape) else ()))
-                for name, array in arrays.items()
-            }
-        dtypes = {"z": case.dtype, "y": case.label_dtype, "where": bool, "upstream": value_dtype}
-        arrays = {name: jnp.asarray(a.astype(jnp.dtype(dtypes[name]))) for name, a in arrays.items()}
+    def call(self, case, arrays, axis):
         if case.as_class:
-            loss = self.loss(case, axis=axis, reduction=case.reduction)
-            value, grad = differentiated(CLASSES[case.term], self.mode)(loss, **arrays)
-        else:
-            vectors = [None if v is None else jnp.asarray(v, value_dtype) for v in case.vectors]
-            smoothing = case.label_smoothing
-            run = differentiated(self.function(case), self.mode, axis, smoothing)
-            numbers = {k: v for k, v in case.numbers.items() if k != "label_smoothing"}
-            value, grad = run((vectors, numbers), **arrays)
-        grad = grad.reshape(case.logits.shape) if self.mode == "vmap" else grad
-        return value.reshape(np.shape(case.exact[0])), jnp.moveaxis(grad, axis, -1)
+            return class_call, self.loss(case, axis=axis, reduction=case.reduction)
+        # static here; the class's smoothing is traced
+        call, parameters = self.call_function(case, axis=axis, label_smoothing=case.label_smoothing)
+        del parameters[1]["label_smoothing"]
+        return call, parameters
 
 
-def case_arrays(case, axis):
-    """Logits, labels, mask if there is one, upstream gradient; NumPy, classes at ``axis``."""
-    arrays = {"z": np.moveaxis(case.logits, -1, axis), "y": case.labels}
-    if case.soft:
-        arrays["y"] = np.moveaxis(case.labels, -1, axis)
-    if case.where is not None:
-        arrays["where"] = case.where
-    shape = case.batch_shape if case.reduction == "none" else ()
-    arrays["upstream"] = np.ones(shape) if case.upstream is None else case.upstream
-    return arrays
+class Keras(Adapter):
+    """On the backend of this process; the class masks by ``ignore_class``, so integers only."""
+
+    framework, engine = "keras", KERAS_BACKEND
+    modes = {
+        "tensorflow": ("eager", "graph", "xla"),
+        "jax": ("eager", "jit"),
+        "torch": ("eager", "compile"),
+    }[KERAS_BACKEND]
+    compiled_modes = modes if KERAS_BACKEND == "jax" else modes[1:]
+    traced_modes = modes[1:]
+    number_modes = ("graph", "xla")
+
+    @property
+    def name(self):
+        return f"keras-{KERAS_BACKEND}-{self.mode}"
+
+    def takes(self, plan):
+        if plan.as_class:
+            return not (plan.soft and plan.masked)
+        return plan.reduction == "none"  # functions give one value for each example
+
+    def call(self, case, arrays, axis):
+        if not case.as_class:
+            return self.call_function(case, axis=axis)
+        ignore_class = None
+        if "where" in arrays:
+            ignore_class = -100
+            arrays["y"] = np.where(arrays.pop("where"), arrays["y"], ignore_class)
+        loss = self.loss(
+            case,
+            axis=axis,
+            ignore_class=ignore_class,
+            reduction={"mean": "sum_over_batch_size"}.get(case.reduction, case.reduction),
+            dtype=case.dtype,
+        )
+        return lambda _, z, y: loss(y, z), None
 
 
-@cache
-def differentiated(function, mode, axis=-1, label_smoothing=0.0):
-    """Value and gradient of a function, or of the loss that is given, by JAX."""
-    jax = load("jax")
-
-    def run(parameters, z, y, upstream, where=None):
-        def value_of(z):
-            if isinstance(function, str):  # the class's name, for a cache entry of its own
-                return parameters(z, y, where=where)
-            vectors, numbers = parameters
-            options = {"axis": axis, "where": where, "label_smoothing": label_smoothing}
-            return function(z, y, *vectors, **numbers, **options)
-
-        value, pull = jax.vjp(value_of, z)
-        return value, pull(upstream)[0]
-
-    if mode == "jit":
-        return jax.jit(run)
-    if mode == "vmap":
-
-        def mapped(parameters, **arrays):
-            return jax.vmap(lambda arrays: run(parameters, **arrays))(arrays)
-
-        return mapped
-    return run
-
-
-ADAPTERS = {
-    f"{adapter.framework}-{mode}": adapter(mode)
-    for adapter in (Torch, Jax)
-    for mode in adapter.modes
-}
+ADAPTERS = [adapter(mode) for adapter in (Torch, Jax, Keras) for mode in adapter.modes]

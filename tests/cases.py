@@ -76,6 +76,10 @@ class Case:
         return self.labels.dtype.kind == "f"
 
     @property
+    def masked(self):
+        return self.where is not None
+
+    @property
     def batch_shape(self):
         return self.logits.shape[:-1]
 

@@ -15,9 +15,8 @@ settings.load_profile("suite")
 from tests.adapters import ADAPTERS  # noqa: E402
 
 
-@pytest.fixture(scope="session", params=list(ADAPTERS))
+@pytest.fixture(scope="session", params=ADAPTERS, ids=lambda adapter: adapter.name)
 def backend(request):
     """A framework in one mode: a case in, its value and gradient out."""
-    adapter = ADAPTERS[request.param]
-    adapter.losses  # noqa: B018  imports the framework, or skips
-    return adapter
+    request.param.losses  # noqa: B018  imports the framework, or skips
+    return request.param

@@ -26,6 +26,10 @@ class Plan:
     as_class: bool = False
     axis: int = -1
 
+    @property
+    def soft(self):
+        return self.labels != "integer"
+
 
 PLANS = (
     Plan(),

@@ -1,0 +1,88 @@
+"""Differentiation by each framework: NumPy arrays in, value and gradient in NumPy out.
+
+``call(parameters, z, y)`` or ``call(parameters, z, y, where)`` is the loss; ``mode`` says how it is
+run. Compiled functions are cached by ``call``, so that values alone never cost a compilation.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from tests.cases import Result
+from tests.frameworks import load
+
+
+def torch_engine(call, parameters, arrays, dtypes, mode):
+    torch = load("torch")
+    tensors = {name: torch.tensor(a).to(getattr(torch, dtypes[name])) for name, a in arrays.items()}
+    upstream = tensors.pop("upstream")
+    if mode == "vmap":
+
+        def scaled(z, y, upstream):
+            value = call(parameters, z, y)
+            return upstream * value, value
+
+        each = torch.func.vmap(torch.func.grad_and_value(scaled, has_aux=True))
+        grad, (_, value) = each(tensors["z"], tensors["y"], upstream)
+    else:
+        z = tensors["z"].requires_grad_()
+        value = (torch_compiled(call) if mode == "compile" else call)(parameters, **tensors)
+        value.backward(upstream)
+        grad = z.grad
+    names = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, grad)]
+    return Result(value.detach().double().numpy(), grad.double().numpy(), *names)
+
+
+@cache
+def torch_compiled(call):
+    torch = load("torch")
+    torch._dynamo.config.recompile_limit = 1000  # one entry for each plan, and none given up
+    return torch.compile(call, fullgraph=True)
+
+
+def jax_engine(call, parameters, arrays, dtypes, mode):
+    jax = load("jax")
+    with jax.enable_x64(dtypes["z"] == "float64"), jax.numpy_dtype_promotion("strict"):
+        arrays = {
+            k: jax.numpy.asarray(a.astype(jax.numpy.dtype(dtypes[k]))) for k, a in arrays.items()
+        }
+        value, grad = jax_function(call, mode)(parameters, arrays)
+        names = value.dtype.name, grad.dtype.name
+        return Result(*(np.asarray(a).astype(np.float64) for a in (value, grad)), *names)
+
+
+@cache
+def jax_function(call, mode):
+    jax = load("jax")
+
+    def run(parameters, arrays):
+        others = {name: array for name, array in arrays.items() if name in ("y", "where")}
+        value, pull = jax.vjp(lambda z: call(parameters, z, **others), arrays["z"])
+        return value, pull(arrays["upstream"])[0]
+
+    return {"eager": run, "jit": jax.jit(run), "vmap": jax.vmap(run, (None, 0))}[mode]
+
+
+def tensorflow_engine(call, parameters, arrays, dtypes, mode):
+    tf = load("tensorflow")
+    tensors = {name: tf.cast(tf.constant(a), dtypes[name]) for name, a in arrays.items()}
+    value, grad = tensorflow_function(call, mode)(parameters, tensors)
+    results = (tf.cast(tensor, tf.float64).numpy() for tensor in (value, grad))
+    return Result(*results, value.dtype.name, grad.dtype.name)
+
+
+@cache
+def tensorflow_function(call, mode):
+    tf = load("tensorflow")
+
+    def run(parameters, tensors):
+        others = {name: tensor for name, tensor in tensors.items() if name in ("y", "where")}
+        with tf.GradientTape() as tape:
+            tape.watch(tensors["z"])
+            value = call(parameters, tensors["z"], **others)
+        return value, tape.gradient(value, tensors["z"], tensors["upstream"])
+
+    return run if mode == "eager" else tf.function(run, jit_compile=mode == "xla")
+
+
+ENGINES = {"torch": torch_engine, "jax": jax_engine, "tensorflow": tensorflow_engine}
