@@ -143,3 +143,26 @@ def test_label_out_of_range(backend, label):
         if smoothing == 0:
             others = np.arange(6) != 2
             np.testing.assert_allclose(result.value[others], inside[0][others], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_comparison_can_fail(backend, dtype):
+    """Sabotage: what is wrong by 1e-3, loses a mask or has another dtype is refused."""
+    where = np.array([True, False, True, True, True, True])
+    case = replace(BASE, dtype=dtype, logits=np.round(BASE.logits), where=where)
+    result = backend(case)
+    case.check(result)
+    entry = np.zeros((6, 3))
+    entry[2, 1] = np.abs(result.grad[2]).max()
+    size = 1e-3 if dtype != "bfloat16" else 1e-2  # the gradient's own rounding is 4e-3 there
+    for wrong in (
+        result._replace(value=result.value * (1 + 1e-3)),
+        result._replace(grad=result.grad * (1 + size)),
+        result._replace(grad=result.grad + size * entry),
+        result._replace(grad=np.where(entry != 0, np.nan, result.grad)),
+        result._replace(value_dtype="float16"),
+        result._replace(grad_dtype="float16"),
+        backend(replace(case, where=None)),
+    ):
+        with pytest.raises(AssertionError):
+            case.check(wrong)
