@@ -3,10 +3,13 @@ r"""The definition: values and analytic gradients in float64 NumPy.
 N examples, C classes. Every other implementation keeps these steps, their order and their names:
 
 1. ``check_inputs``: shapes and dtypes.
-2. ``_targets``: labels become a distribution q over the classes and a mask of the valid examples.
-3. ``_coefficients``: what each term of each class counts for, with the reduction's normalisers.
-4. ``_class_terms``: LDAM and focal of one class from its one-vs-rest log-odds, and their slopes.
-5. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
+2. ``_targets``: labels become a distribution q over the classes, with zeros for masked examples.
+3. ``_normalisers``, and from them the coefficients: what each term of each class counts for.
+4. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
+5. ``_ldam``, ``_focal``: a term from its one-vs-rest log-odds, and its slope.
+
+The fast implementations compute the labelled class alone (``_one_class``) or all of them together
+(``_all_classes``); here each class is computed by itself.
 
 ====== ======== ==========================================================
 symbol shape    meaning
@@ -247,7 +250,10 @@ def lmf_loss_and_grad(
     z = np.where(valid[:, None], z.reshape(-1, C).astype(np.float64), 0.0)
 
     q = _targets(y, valid, C)
-    a, b = _coefficients(q, valid, w, alpha, beta, label_smoothing, reduction)
+    w = np.ones(C) if w is None else w
+    by_weight, by_examples = _normalisers(q @ w, valid, reduction)
+    q = ((1 - label_smoothing) * q + label_smoothing / C) * valid[:, None]
+    a, b = alpha * q * w / by_weight, beta * q * w / by_examples
     loss, grad = _mixture(z, a, b, Δ, gamma, scale)
 
     value: Floats = loss.reshape(shape[:-1]) if reduction == "none" else loss.sum()
@@ -263,29 +269,14 @@ def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
     return np.where(valid[:, None], np.eye(C)[y], 0.0)
 
 
-def _coefficients(
-    q: Floats,
-    valid: NDArray[np.bool_],
-    w: Floats | None,
-    alpha: float,
-    beta: float,
-    label_smoothing: float,
-    reduction: Reduction,
-) -> tuple[Floats, Floats]:
-    """What LDAM_j and Focal_j of each example count for, (N, C) each, normalised."""
-    C = q.shape[1]
-    w = np.ones(C) if w is None else w
-    W, N = (q @ w).sum(), valid.sum()
-    by_weight, by_examples = {
-        "none": (1.0, 1.0),
-        "sum": (1.0, 1.0),
-        "mean": (W, N),
-        "batch_mean": (N, N),
-    }[reduction]
-    q = ((1 - label_smoothing) * q + label_smoothing / C) * valid[:, None]
-    a = alpha * q * w / (by_weight or 1.0)
-    b = beta * q * w / (by_examples or 1.0)
-    return a, b
+def _normalisers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> tuple[float, float]:
+    """What the sums over LDAM and over focal are divided by."""
+    if reduction in ("none", "sum"):
+        return 1.0, 1.0
+    N = max(float(valid.sum()), 1.0)
+    if reduction == "batch_mean":
+        return N, N
+    return float(W.sum()) or 1.0, N
 
 
 def _mixture(
@@ -299,36 +290,33 @@ def _mixture(
         i = np.flatnonzero((a[:, j] != 0) | (b[:, j] != 0))
         if i.size == 0:
             continue
-        ldam, focal, r_s, r, ldam_slope, focal_slope = _class_terms(z[i], j, Δ[j], γ, s)
-        loss[i] += _times(a[i, j], ldam) + _times(b[i, j], focal)
-        G_s, G = a[i, j] * ldam_slope, b[i, j] * focal_slope
-        grad[i, j] += G_s + G
-        k = np.arange(z.shape[1]) != j
-        grad[np.ix_(i, k)] -= G_s[:, None] * r_s + G[:, None] * r
+        others = np.delete(z[i], j, axis=1)
+        M = np.maximum(others.max(1), -_LARGE)
+        d, x = z[i, j] - M, others - M[:, None]
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            e_s, e = np.exp(s * x), np.exp(x)
+            # the sums are 1 or more unless no other class is possible
+            S_s, S = np.maximum(e_s.sum(1), 1.0), np.maximum(e.sum(1), 1.0)
+            ldam, ldam_slope = _ldam(s * (d - Δ[j]) - np.log(S_s), s)
+            focal, focal_slope = _focal(d - np.log(S), γ)
+            loss[i] += _times(a[i, j], ldam) + _times(b[i, j], focal)
+            G_s, G = a[i, j] * ldam_slope, b[i, j] * focal_slope
+            grad[i, j] += G_s + G
+            others_grad = -(G_s / S_s)[:, None] * e_s - (G / S)[:, None] * e
+        grad[np.ix_(i, np.arange(z.shape[1]) != j)] += others_grad
     return loss, grad
 
 
-def _class_terms(z: Floats, j: int, Δ: float, γ: float, s: float) -> tuple[Floats, ...]:
-    """LDAM_j and Focal_j (N,), the softmaxes over k ≠ j (N, C - 1) and the slopes ∂/∂ω_j (N,)."""
-    others = np.delete(z, j, axis=1)
-    M = np.maximum(others.max(1), -_LARGE)
-    d, x = z[:, j] - M, others - M[:, None]
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        e, e_s = np.exp(x), np.exp(s * x)
-        # a sum is 1 or more unless no other class is possible
-        S, S_s = np.maximum(e.sum(1), 1.0), np.maximum(e_s.sum(1), 1.0)
-        ω = d - np.log(S)
-        τ = s * (d - Δ) - np.log(S_s)
+def _ldam(τ: Floats, s: float) -> tuple[Floats, Floats]:
+    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    return _softplus(-τ), -s * np.exp(-_softplus(τ))
 
-        ce, ldam = _softplus(-ω), _softplus(-τ)
-        p, miss = np.exp(-ce), np.exp(-_softplus(ω))  # miss = 1 - p
-        modulation = np.exp(-γ * _softplus(ω))  # (1 - p)^γ
-        focal = modulation * ce
 
-        focal_slope = -modulation * (γ * p * np.minimum(ce, _LARGE) + miss)
-        ldam_slope = -s * np.exp(-_softplus(τ))
-    r, r_s = e / S[:, None], e_s / S_s[:, None]
-    return ldam, focal, r_s, r, ldam_slope, focal_slope
+def _focal(ω: Floats, γ: float) -> tuple[Floats, Floats]:
+    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
+    ce, modulation = _softplus(-ω), np.exp(-γ * _softplus(ω))
+    p, miss = np.exp(-ce), np.exp(-_softplus(ω))
+    return modulation * ce, -modulation * (γ * p * np.minimum(ce, _LARGE) + miss)
 
 
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.
@@ -342,8 +330,7 @@ def _softplus(x: Floats) -> Floats:
 
 def _times(coefficient: Floats, term: Floats) -> Floats:
     """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
-    with np.errstate(invalid="ignore"):
-        return np.where((coefficient == 0) & (term == np.inf), 0.0, coefficient * term)
+    return np.where((coefficient == 0) & (term == np.inf), 0.0, coefficient * term)
 
 
 class _Loss:
