@@ -101,14 +101,14 @@ def _one_class(
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e = jnp.exp(s * x)
-        S = jnp.maximum(e.sum(axis), 1)  # it is 1 or more unless no other class is possible
+        S = _at_least_1(e.sum(axis))
         ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         grads.append(e * jnp.expand_dims(-a * slope / S, axis))
     if b is not None:
         e = jnp.exp(x)
-        S = jnp.maximum(e.sum(axis), 1)
+        S = _at_least_1(e.sum(axis))
         focal, slope = _focal(_log_odds(z_y, M, S), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
@@ -116,6 +116,14 @@ def _one_class(
     if not losses:
         return jnp.zeros_like(z_y), jnp.zeros_like(z)
     return _sum(losses), jnp.where(is_y, jnp.expand_dims(_sum(slopes), axis), _sum(grads))
+
+
+def _at_least_1(S: Array) -> Array:
+    """A sum of exponentials, which is 1 or more unless no other class is possible.
+
+    ``maximum`` would halve the derivative where the sum rounds to 1.
+    """
+    return jnp.where(S < 1, 1, S)
 
 
 def _all_classes(
@@ -160,7 +168,7 @@ def _all_classes(
 
 def _sums_of_others(e: Array, e_others: Array, is_top: Array, axis: int) -> tuple[Array, Array]:
     """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
-    S_others = jnp.maximum(e_others.sum(axis, keepdims=True), 1)
+    S_others = _at_least_1(e_others.sum(axis, keepdims=True))
     return jnp.where(is_top, S_others, e.sum(axis, keepdims=True) - e), S_others
 
 

@@ -185,8 +185,15 @@ def _exp_and_sum(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     number are slower still, as is every later operation on them: 2^-70 is far below any epsilon.
     """
     e = torch.clamp_min_(x, -70).exp2_()
-    # the sum is 1 or more unless no other class is possible
-    return e, e.sum(axis, keepdim=True).clamp(min=1)
+    return e, _at_least_1(e.sum(axis, keepdim=True))
+
+
+def _at_least_1(S: Tensor) -> Tensor:
+    """A sum of exponentials, which is 1 or more unless no other class is possible.
+
+    ``clamp`` would halve or drop the derivative where the sum rounds to 1.
+    """
+    return torch.where(S < 1, 1.0, S)
 
 
 def _all_classes(
@@ -232,7 +239,7 @@ def _sums_of_others(
     e: Tensor, e_others: Tensor, is_top: Tensor, axis: int
 ) -> tuple[Tensor, Tensor]:
     """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
-    S_others = e_others.sum(axis, keepdim=True).clamp(min=1)
+    S_others = _at_least_1(e_others.sum(axis, keepdim=True))
     return torch.where(is_top, S_others, e.sum(axis, keepdim=True) - e), S_others
 
 
