@@ -29,6 +29,9 @@ class Adapter:
     def name(self):
         return f"{self.framework}-{self.mode}"
 
+    def __str__(self):
+        return self.name
+
     @cached_property
     def losses(self):
         load(self.framework)

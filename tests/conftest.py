@@ -15,7 +15,7 @@ settings.load_profile("suite")
 from tests.adapters import ADAPTERS  # noqa: E402
 
 
-@pytest.fixture(scope="session", params=ADAPTERS, ids=lambda adapter: adapter.name)
+@pytest.fixture(scope="session", params=ADAPTERS, ids=str)
 def backend(request):
     """A framework in one mode: a case in, its value and gradient out."""
     request.param.losses  # noqa: B018  imports the framework, or skips

@@ -1,0 +1,158 @@
+"""What every framework shares beside its numbers: constructors, and errors by their sentence."""
+
+import numpy as np
+import pytest
+
+from lmf_multi import LMFSpec, reference
+from tests.adapters import ADAPTERS
+from tests.checks import refuses
+from tests.frameworks import load
+
+COUNTS, WEIGHTS = [625, 16, 1], [0.5, 1.0, 3.0]
+MARGINS = np.array([0.1, 0.25, 0.5])
+Z = np.random.default_rng(0).normal(0, 1, (6, 3)).astype(np.float32)
+Y = np.array([0, 1, 2, 2, 1, 0], np.int32)
+
+
+@pytest.fixture(scope="module", params=[a for a in ADAPTERS if a.mode == "eager"], ids=str)
+def eager(request):
+    request.param.losses  # noqa: B018  imports the framework, or skips
+    return request.param
+
+
+def array(eager, values):
+    """PyTorch wants tensors; the others take NumPy."""
+    return load("torch").tensor(values) if eager.framework == "torch" else values
+
+
+def value_of(eager, loss, z=Z, y=Y):
+    z, y = array(eager, z), array(eager, y)
+    return float(loss(y, z) if eager.framework == "keras" else loss(z, y))
+
+
+# --- constructors: the same arguments, the same loss as the reference's
+
+
+SPEC = LMFSpec(COUNTS, alpha=0.7, beta=0.3, gamma=2, max_margin=0.8, scale=5, label_smoothing=0.1)
+CONSTRUCTORS = [
+    ("LMFLoss", "from_spec", (SPEC,)),
+    ("LMFLoss", "from_legacy", (COUNTS, WEIGHTS, 0.2, 0.7, 2, 0.8, 5)),
+    ("LMFLoss", "from_legacy", (COUNTS,)),
+    ("LMFLoss", "from_official", (COUNTS,)),
+    ("LMFLoss", "from_official", (COUNTS, WEIGHTS, 0.2, 0.7, 2, 0.8, 5)),
+    ("LDAMLoss", "from_spec", (SPEC,)),
+    ("LDAMLoss", "from_legacy", (COUNTS, 0.8, WEIGHTS, 5)),
+    ("LDAMLoss", "from_official", (COUNTS,)),
+    ("FocalLoss", "from_spec", (SPEC,)),
+    ("FocalLoss", "from_legacy", (WEIGHTS, 2)),
+    ("FocalLoss", "from_legacy", ()),
+    ("FocalLoss", "from_official", (WEIGHTS,)),
+]
+
+
+@pytest.mark.parametrize(("name", "constructor", "arguments"), CONSTRUCTORS)
+def test_constructors(eager, name, constructor, arguments):
+    loss, expected = (
+        getattr(getattr(losses, name), constructor)(*arguments)
+        for losses in (eager.losses, reference)
+    )
+    np.testing.assert_allclose(value_of(eager, loss), expected(Z, Y), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+@pytest.mark.parametrize("weight", ["margin", "complement", "balanced", "effective", WEIGHTS, None])
+def test_every_class_weight(eager, name, weight):
+    options = {} if weight == "margin" and name == "LMFLoss" else {"class_weight": weight}
+    loss, expected = (
+        getattr(losses, name)(COUNTS, max_margin=0.3, **options)
+        for losses in (eager.losses, reference)
+    )
+    np.testing.assert_allclose(value_of(eager, loss), expected(Z, Y), rtol=1e-5)
+
+
+def test_legacy_alpha_weights_focal(eager):
+    """With alpha 0 the legacy constructor leaves LDAM, the official one focal."""
+    legacy = eager.losses.LMFLoss.from_legacy(COUNTS, WEIGHTS, 0.0, 1.0)
+    ldam = reference.LDAMLoss(COUNTS, class_weight=WEIGHTS)
+    np.testing.assert_allclose(value_of(eager, legacy), ldam(Z, Y), rtol=1e-5)
+    official = eager.losses.LMFLoss.from_official(COUNTS, WEIGHTS, 0.0, 1.0)
+    focal = reference.FocalLoss(class_weight=WEIGHTS)
+    np.testing.assert_allclose(value_of(eager, official), focal(Z, Y), rtol=1e-5)
+
+
+# --- errors
+
+
+VECTOR = (
+    "{} must have shape (3,), one number for each class of the logits (6, 3), got (2,); "
+    "check class_counts"
+)
+INTEGER = (
+    "integer labels must have shape (6,), the logits' without the class axis, got (5,); "
+    "cast one-hot labels to floating point"
+)
+FLOATING = (
+    "floating labels are distributions and must have the logits' shape (6, 3), got (6,); "
+    "cast class indices to integers"
+)
+BOOLEAN = "labels must be integers or distributions in floating point, got bool"
+LOGITS = "logits must be one of float16, bfloat16, float32, float64, got int32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "sentence"),
+    [
+        ({"margins": MARGINS[:2]}, ValueError, VECTOR.format("margins")),
+        ({"class_weight": MARGINS[:2]}, ValueError, VECTOR.format("class_weight")),
+        ({"labels": Y[:5]}, ValueError, INTEGER),
+        ({"labels": Y.astype(np.float32)}, ValueError, FLOATING),
+        ({"labels": Y == 0}, TypeError, BOOLEAN),
+        ({"logits": Z.astype(np.int32)}, TypeError, LOGITS),
+        ({"gamma": -1}, ValueError, "gamma must be at least 0, got -1"),
+        ({"scale": 0}, ValueError, "scale must be positive, got 0"),
+        ({"alpha": float("nan")}, ValueError, "alpha must be finite, got nan"),
+        ({"beta": "1"}, TypeError, "beta must be a number, got '1'"),
+        ({"beta": True}, TypeError, "beta must be a number, got True"),
+        ({"label_smoothing": 2}, ValueError, "label_smoothing must be between 0 and 1, got 2"),
+    ],
+)
+def test_bad_arguments_are_refused(eager, arguments, kind, sentence):
+    arguments = {"logits": Z, "labels": Y, "margins": MARGINS, **arguments}
+    z, y = (array(eager, arguments.pop(name)) for name in ("logits", "labels"))
+    with refuses(kind, sentence):
+        eager.losses.lmf_loss(z, y, **arguments)
+
+
+def test_a_mask_must_be_boolean(eager):
+    if eager.framework == "torch":
+        pytest.skip("ignore_index is PyTorch's mask")
+    with refuses(TypeError, "where must be bool, got int32; use mask != 0"):
+        eager.losses.lmf_loss(Z, Y, MARGINS, where=np.ones(6, np.int32))
+    sentence = "where must have shape (6,), one value for each example, got (6, 3)"
+    with refuses(ValueError, sentence):
+        eager.losses.lmf_loss(Z, Y, MARGINS, where=np.ones((6, 3), bool))
+
+
+def test_classes_refuse_what_the_spec_refuses(eager):
+    names = "none, sum, mean, batch_mean"
+    if eager.framework == "keras":
+        names = "sum_over_batch_size, mean, batch_mean, sum, mean_with_sample_weight, none, None"
+    for name in ("LMFLoss", "LDAMLoss", "FocalLoss"):
+        with refuses(ValueError, f"reduction must be one of {names}, got 'average'"):
+            getattr(eager.losses, name)(COUNTS, reduction="average")
+        with refuses(ValueError, "max_margin must be positive, got 0"):
+            getattr(eager.losses, name)(COUNTS, max_margin=0)
+    with refuses(ValueError, "gamma must be at least 0, got -1"):
+        eager.losses.FocalLoss(gamma=-1)
+    sentence = (
+        "class_weight 'balanced' is computed from class counts, got class_counts=None; "
+        "pass class_counts"
+    )
+    with refuses(ValueError, sentence):
+        eager.losses.FocalLoss(class_weight="balanced")
+
+
+def test_classes_and_logits_must_agree(eager):
+    loss = eager.losses.LMFLoss([5, 3])
+    with refuses(ValueError, VECTOR.format("margins")):
+        value_of(eager, loss)
