@@ -1,0 +1,181 @@
+"""What only JAX has: losses as pytrees, hyper-parameters as leaves, traces."""
+
+import numpy as np
+import pytest
+
+from lmf_multi import class_margins, reference
+from tests.checks import refuses
+from tests.frameworks import load
+
+COUNTS = (625, 16, 1)
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (6, 3)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 2, 1, 0], np.int32)
+SOFT = RNG.dirichlet([1] * 3, 6).astype(np.float32)
+NUMBERS = ("alpha", "beta", "gamma", "scale", "label_smoothing")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict():
+    with load("jax").numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def jax():
+    return load("jax")
+
+
+@pytest.fixture(scope="module")
+def losses(jax):
+    return load("lmf_multi.jax")
+
+
+def test_one_compilation_serves_new_values(jax, losses):
+    traces = []
+
+    @jax.jit
+    def step(loss, z, y):
+        traces.append(loss)
+        return loss(z, y)
+
+    variants = [
+        {},
+        {"alpha": 0.0, "beta": 0.3},
+        {"gamma": 0, "scale": 64},
+        {"label_smoothing": 0.2, "max_margin": 1.0},
+        {"class_weight": [0.5, 1.0, 3.0]},
+    ]
+    for options in variants:
+        for counts in (COUNTS, (5, 3, 2)):
+            loss = losses.LMFLoss(counts, **options)
+            expected = reference.LMFLoss(counts, **options)(LOGITS, LABELS)
+            np.testing.assert_allclose(step(loss, LOGITS, LABELS), expected, rtol=1e-5)
+    assert len(traces) == 1
+    step(losses.LMFLoss(COUNTS, reduction="sum"), LOGITS, LABELS)  # static
+    assert len(traces) == 2
+
+
+def test_vmap_over_stacked_losses(jax, losses):
+    options = [{"gamma": 0.5}, {"scale": 5.0, "class_weight": "balanced"}, {"label_smoothing": 0.2}]
+    each = [losses.LMFLoss(COUNTS, **option) for option in options]
+    stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *each)
+    values = jax.vmap(lambda loss: loss(LOGITS, LABELS))(stacked)
+    expected = [reference.LMFLoss(COUNTS, **option)(LOGITS, LABELS) for option in options]
+    assert len(set(np.round(expected, 3))) == 3
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+def test_losses_are_pytrees(jax, losses, name):
+    loss = getattr(losses, name)(COUNTS, reduction="sum", axis=0)
+    leaves, structure = jax.tree.flatten(loss)
+    twin = jax.tree.unflatten(structure, leaves)
+    assert type(twin) is type(loss)
+    assert (twin.reduction, twin.axis) == ("sum", 0)
+    np.testing.assert_array_equal(twin(LOGITS.T, LABELS), loss(LOGITS.T, LABELS))
+    doubled = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), loss)
+    assert float(doubled.scale) == 2 * float(loss.scale)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_of_the_hyper_parameters(jax, losses, soft):
+    """Against central differences of the reference in each number and each array's entry."""
+    labels, h = (SOFT.astype(np.float64) if soft else LABELS), 1e-6
+    z = LOGITS.astype(np.float64)
+    options = {"label_smoothing": 0.1, "scale": 3.0, "class_weight": [0.5, 1.0, 3.0]}
+    with jax.enable_x64(True):
+        loss = jax.tree.map(jax.numpy.asarray, losses.LMFLoss(COUNTS, **options))
+        slopes = jax.jit(jax.grad(lambda loss: loss(z, labels)))(loss)
+
+    def value(**changes):
+        arrays = {"margins": class_margins(COUNTS), "class_weight": np.array([0.5, 1.0, 3.0])}
+        numbers = {"alpha": 1.5, "beta": 1.0, "gamma": 1.5, "scale": 3.0, "label_smoothing": 0.1}
+        return reference.lmf_loss(z, labels, **(arrays | numbers | changes))
+
+    for name in NUMBERS:
+        x = float(getattr(loss, name))
+        numeric = (value(**{name: x + h}) - value(**{name: x - h})) / (2 * h)
+        np.testing.assert_allclose(getattr(slopes, name), numeric, rtol=1e-6, err_msg=name)
+    for name in ("margins", "class_weight"):
+        x = np.asarray(getattr(loss, name), np.float64)
+        numeric = [
+            (value(**{name: x + h * e}) - value(**{name: x - h * e})) / (2 * h) for e in np.eye(3)
+        ]
+        np.testing.assert_allclose(
+            getattr(slopes, name), numeric, rtol=1e-5, atol=1e-8, err_msg=name
+        )
+
+
+def test_learned_distributions_get_their_gradient(jax, losses):
+    margins = class_margins(COUNTS).astype(np.float32)
+    grad = jax.grad(lambda q: losses.lmf_loss(LOGITS, q, margins).sum())(SOFT)
+    each = [reference.lmf_loss(LOGITS, np.full(6, j), margins, reduction="none") for j in range(3)]
+    np.testing.assert_allclose(grad, np.stack(each, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gamma", -1.0),
+        ("scale", 0.0),
+        ("alpha", np.inf),
+        ("beta", np.nan),
+        ("label_smoothing", 2.0),
+    ],
+)
+def test_a_bad_traced_number_gives_nan(jax, losses, name, value):
+    """What cannot raise inside a trace must not look like a loss."""
+    loss = losses.LMFLoss(COUNTS).replace(**{name: value})
+    assert np.isnan(jax.jit(lambda loss: loss(LOGITS, LABELS))(loss))
+    good = losses.LMFLoss(COUNTS)
+    assert np.isfinite(jax.jit(lambda loss: loss(LOGITS, LABELS))(good))
+
+
+def test_replace(losses):
+    loss = losses.LMFLoss(COUNTS).replace(gamma=0.5)
+    expected = reference.LMFLoss(COUNTS, gamma=0.5)(LOGITS, LABELS)
+    np.testing.assert_allclose(loss(LOGITS, LABELS), expected, rtol=1e-5)
+    with pytest.raises(TypeError, match=r"^replace takes margins, .*, got 'max_margin'; "):
+        loss.replace(max_margin=1.0)
+
+
+def test_losses_are_frozen(losses):
+    with pytest.raises(AttributeError, match="cannot assign to field 'gamma'"):
+        losses.LMFLoss(COUNTS).gamma = 2.0
+
+
+def test_a_number_must_be_a_scalar(losses):
+    sentence = "gamma must be a number, got shape (2,); map over losses with jax.vmap"
+    loss = losses.LMFLoss(COUNTS).replace(gamma=load("jax").numpy.ones(2))
+    with refuses(ValueError, sentence):
+        loss(LOGITS, LABELS)
+
+
+def test_shapes_are_checked_inside_a_trace(jax, losses):
+    sentence = (
+        "integer labels must have shape (6,), the logits' without the class axis, got (5,); "
+        "cast one-hot labels to floating point"
+    )
+    with refuses(ValueError, sentence):
+        jax.jit(losses.LMFLoss(COUNTS))(LOGITS, LABELS[:5])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint32"])
+def test_integer_labels_of_every_kind(losses, dtype):
+    margins = class_margins(COUNTS)
+    actual = losses.lmf_loss(LOGITS, LABELS.astype(dtype), margins)
+    np.testing.assert_array_equal(actual, losses.lmf_loss(LOGITS, LABELS, margins))
+
+
+def test_a_loop_of_training_steps(jax, losses):
+    """Inside scan, with a changing hyper-parameter: gradient descent lowers the loss."""
+    loss = losses.LMFLoss(COUNTS, scale=1.0)
+
+    def step(z, gamma):
+        value, grad = jax.value_and_grad(loss.replace(gamma=gamma))(z, LABELS)
+        return z - grad, value
+
+    _, values = jax.lax.scan(step, jax.numpy.asarray(LOGITS), jax.numpy.full(50, 1.5))
+    assert np.isfinite(values).all()
+    assert values[-1] < 0.5 * values[0]

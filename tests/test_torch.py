@@ -1,0 +1,227 @@
+"""What only PyTorch has: buffers, devices, tracing without data, autocast, learned targets."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+
+from lmf_multi import reference
+from tests.checks import refuses
+from tests.frameworks import load
+
+COUNTS, WEIGHTS = (625, 16, 1), np.array([0.5, 1.0, 3.0])
+MARGINS = np.array([0.1, 0.25, 0.5])
+RNG = np.random.default_rng(0)
+LOGITS, LABELS = RNG.normal(0, 2, (6, 3)), np.array([0, 1, 2, 2, 1, 0])
+SOFT = RNG.dirichlet([1] * 3, 6)
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return load("torch")
+
+
+@pytest.fixture(scope="module")
+def losses(torch):
+    return load("lmf_multi.torch")
+
+
+@pytest.fixture
+def labels(torch):
+    return torch.tensor(LABELS)
+
+
+# --- the module
+
+
+def test_buffers_stay_out_of_checkpoints(torch, losses):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), losses.LMFLoss(COUNTS))
+    assert set(model.state_dict()) == {"0.weight", "0.bias"}
+    assert not list(losses.LMFLoss(COUNTS).parameters())
+    model.load_state_dict(torch.nn.Sequential(torch.nn.Linear(2, 3)).state_dict())
+
+
+def test_buffers_follow_the_module(torch, losses):
+    loss = losses.LMFLoss(COUNTS)
+    names = {name for name, _ in loss.named_buffers()}
+    assert names == {"margins", "class_weight"}
+    moved = torch.nn.Sequential(loss).to("meta")
+    assert {buffer.device.type for buffer in moved.buffers()} == {"meta"}
+    assert losses.LDAMLoss(COUNTS).class_weight is None
+    assert losses.FocalLoss().margins is None
+
+
+def test_casting_the_module_keeps_its_precision(torch, losses, labels):
+    expected = reference.LMFLoss(COUNTS)(LOGITS, LABELS)
+    for cast in (torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.float):
+        loss = cast(losses.LMFLoss(COUNTS))
+        value = loss(torch.tensor(LOGITS), labels)
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+def test_copies_and_pickles(torch, losses, labels):
+    loss = losses.LMFLoss(COUNTS, gamma=0.5)
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    z = torch.tensor(LOGITS)
+    for twin in (copy.deepcopy(loss), torch.load(file, weights_only=False)):
+        assert twin(z, labels) == loss(z, labels)
+    assert "gamma=0.5" in repr(loss)
+
+
+# --- labels
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_pixels_with_another_ignore_index(torch, losses, dtype):
+    y = np.array([[[0, 1], [2, 7]]])
+    z = RNG.normal(0, 1, (1, 3, 2, 2))
+    loss = losses.LMFLoss(COUNTS, ignore_index=7)
+    value = loss(torch.tensor(z), torch.tensor(y).to(getattr(torch, dtype)))
+    expected = reference.LMFLoss(COUNTS, axis=1)(z, y, where=y != 7)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+def test_a_negative_ignore_index_masks_only_itself(torch, losses):
+    z, y = torch.tensor(LOGITS), torch.tensor([0, 1, -1, 2, 1, 0])
+    sentence = "labels must be in [0, 3), got -1; mask examples without a class with "
+    with refuses(ValueError, sentence + "ignore_index=-100"):
+        losses.lmf_loss(z, y, MARGINS)
+    value = losses.lmf_loss(z, y, MARGINS, ignore_index=-1)
+    expected = reference.lmf_loss(LOGITS, y.numpy(), MARGINS, where=y.numpy() != -1)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+def test_learned_distributions_get_their_gradient(torch, losses):
+    q, z = torch.tensor(SOFT, requires_grad=True), torch.tensor(LOGITS, requires_grad=True)
+    losses.lmf_loss(z, q, MARGINS, WEIGHTS, reduction="sum").backward()
+    each = [
+        reference.lmf_loss(LOGITS, np.full(6, j), MARGINS, WEIGHTS, reduction="none")
+        for j in range(3)
+    ]
+    np.testing.assert_allclose(q.grad.numpy(), np.stack(each, 1), rtol=1e-12)
+    _, grad = reference.lmf_loss_and_grad(LOGITS, SOFT, MARGINS, WEIGHTS, reduction="sum")
+    np.testing.assert_allclose(z.grad.numpy(), grad, rtol=1e-12, atol=1e-12)
+
+
+def test_learned_margins_are_refused(torch, losses, labels):
+    margins = torch.tensor(MARGINS, requires_grad=True)
+    sentence = "{} must be constant, got a tensor that requires grad; detach it"
+    with refuses(ValueError, sentence.format("margins")):
+        losses.lmf_loss(torch.tensor(LOGITS), labels, margins)
+    with refuses(ValueError, sentence.format("class_weight")):
+        losses.focal_loss(torch.tensor(LOGITS), labels, margins)
+
+
+# --- no look at the data
+
+
+FORMS = {
+    "integer": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "soft": {},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_shapes_are_enough(torch, losses, form, reduction):
+    """On the meta device there are no numbers to wait for, forwards or backwards."""
+    z = torch.empty(4, 3, 5, device="meta", requires_grad=True)
+    y = torch.empty(4, 5, dtype=torch.int64, device="meta")
+    y = torch.empty(4, 3, 5, device="meta") if form == "soft" else y
+    loss = losses.LMFLoss(COUNTS, **FORMS[form], reduction=reduction).to("meta")
+    value = loss(z, y)
+    assert value.shape == ((4, 5) if reduction == "none" else ())
+    assert value.device.type == "meta"
+    value.sum().backward()
+    assert z.grad.shape == z.shape
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fake_tensors_are_enough(torch, losses, form):
+    """Data-dependent control flow raises under FakeTensorMode; on the CPU's own device too."""
+    fake = load("torch._subclasses.fake_tensor")
+    with fake.FakeTensorMode():
+        z = torch.empty(4, 3, requires_grad=True)
+        y = torch.empty(4, 3) if form == "soft" else torch.empty(4, dtype=torch.int64)
+        with pytest.raises(fake.DataDependentOutputException):
+            y.sum().item()  # the check can fail
+        value = losses.lmf_loss(z, y, torch.empty(3), torch.empty(3), **FORMS[form])
+        value.backward()
+        assert z.grad.shape == (4, 3)
+
+
+def test_export(torch, losses, labels):
+    z = torch.tensor(LOGITS, dtype=torch.float32)
+    program = torch.export.export(losses.LMFLoss(COUNTS), (z, labels)).module()
+    expected = reference.LMFLoss(COUNTS)(LOGITS.astype(np.float32), LABELS)
+    np.testing.assert_allclose(program(z, labels).detach().numpy(), expected, rtol=1e-5)
+
+
+# --- precision and modes of autograd
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_autocast(torch, losses, labels, dtype):
+    """The loss is float32 whatever autocast made of the logits, and exact for those."""
+    layer = torch.nn.Linear(3, 3)
+    x = torch.tensor(20 * LOGITS, dtype=torch.float32)
+    loss = losses.LMFLoss(COUNTS)
+    with torch.autocast("cpu", dtype=getattr(torch, dtype)):
+        z = layer(x)
+        z.retain_grad()
+        value = loss(z, labels)
+    assert z.dtype == getattr(torch, dtype)
+    assert value.dtype == torch.float32
+    value.backward()
+    exact = z.detach().double().numpy()
+    np.testing.assert_allclose(value.item(), reference.LMFLoss(COUNTS)(exact, LABELS), rtol=1e-5)
+    assert z.grad.dtype == z.dtype
+    assert torch.isfinite(layer.weight.grad).all()
+
+
+def test_without_gradients(torch, losses, labels):
+    z = torch.tensor(LOGITS, requires_grad=True)
+    expected = losses.lmf_loss(z, labels, MARGINS).item()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            value = losses.lmf_loss(z, labels, MARGINS)
+        assert not value.requires_grad
+        assert value.item() == expected
+    assert losses.lmf_loss(z.detach(), labels, MARGINS).item() == expected
+
+
+# PyTorch's own, when it loads its rules for forward mode
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_forward_mode(torch, losses, labels, form):
+    y = torch.tensor(SOFT) if form == "soft" else labels
+    direction = RNG.normal(0, 1, (6, 3))
+
+    def f(z):
+        return losses.lmf_loss(z, y, MARGINS, WEIGHTS, **FORMS[form])
+
+    value, slope = torch.func.jvp(f, (torch.tensor(LOGITS),), (torch.tensor(direction),))
+    expected, grad = reference.lmf_loss_and_grad(LOGITS, y.numpy(), MARGINS, WEIGHTS, **FORMS[form])
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(slope.numpy(), (grad * direction).sum(), rtol=1e-11)
+
+
+def test_inputs_are_not_changed(torch, losses, labels):
+    z, q = torch.tensor(LOGITS, requires_grad=True), torch.tensor(SOFT)
+    for y in (labels, q):
+        losses.lmf_loss(z, y, MARGINS, WEIGHTS, label_smoothing=0.1).backward()
+    np.testing.assert_array_equal(z.detach().numpy(), LOGITS)
+    np.testing.assert_array_equal(q.numpy(), SOFT)
+    np.testing.assert_array_equal(labels.numpy(), LABELS)
+
+
+def test_gradients_accumulate_over_shards(torch, losses, labels):
+    """``batch_mean`` adds up over shards of equal size; SPEC, reductions."""
+    z = torch.tensor(LOGITS)
+    loss = losses.LMFLoss(COUNTS, reduction="batch_mean")
+    shards = [loss(z[i : i + 2], labels[i : i + 2]) for i in (0, 2, 4)]
+    np.testing.assert_allclose((sum(shards) / 3).numpy(), loss(z, labels).numpy(), rtol=1e-12)
