@@ -40,6 +40,7 @@ from lmf_multi.spec import (
     check_label_range,
     check_parameters,
     check_reduction,
+    check_vectors,
     focal_weights,
 )
 
@@ -228,6 +229,7 @@ def lmf_loss_and_grad(
     >>> grad.round(4)
     array([[-0.1436,  0.105 ,  0.0386]])
     """
+    check_vectors(margins=margins, class_weight=class_weight)
     z, y, Δ = np.asarray(logits), np.asarray(labels), np.asarray(margins, np.float64)
     w = None if class_weight is None else np.asarray(class_weight, np.float64)
     mask = None if where is None else np.asarray(where)

@@ -19,6 +19,7 @@ Weights = Any
 
 REDUCTIONS = ("none", "sum", "mean", "batch_mean")
 SCHEMES = ("margin", "complement", "balanced", "effective")
+_COMPUTED_BY = {"margins": "class_margins", "class_weight": "class_weights"}
 LOGIT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Of numbers, and of arrays inside a compiler.
@@ -266,6 +267,16 @@ def check_reduction(reduction: str | None, allowed: tuple[str | None, ...] = RED
     if reduction not in allowed:
         names = ", ".join(str(name) for name in allowed)
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
+
+
+def check_vectors(**vectors: Any) -> None:
+    """Refuse a name where a function needs an array; names need class counts."""
+    for name, value in vectors.items():
+        if isinstance(value, str):
+            raise TypeError(
+                f"{name} must be an array (C,) in functions, got {value!r}; "
+                f"compute it with lmf_multi.{_COMPUTED_BY[name]} or use LMFLoss"
+            )
 
 
 def check_inputs(

@@ -17,6 +17,7 @@ from lmf_multi.spec import (
     check_inputs,
     check_label_range,
     check_parameters,
+    check_vectors,
 )
 
 
@@ -155,6 +156,7 @@ def compute_loss(
     reduction: Reduction = "none",
 ) -> Array:
     """What each example contributes to the reduced loss; ``reduction`` is their sum."""
+    check_vectors(margins=margins, class_weight=class_weight)
     z, y = jnp.asarray(logits), jnp.asarray(labels)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
@@ -233,7 +235,7 @@ def _targets(
 ) -> tuple[Array, Array]:
     """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
     valid = jnp.ones(y.shape, bool) if where is None else where
-    y = jnp.where(valid, y, 0)
+    y = jnp.where(valid, y.astype(jnp.promote_types(y.dtype, jnp.int32)), 0)
     if y.size and not isinstance(y, jax.core.Tracer):
         check_label_range(int(y.min()), int(y.max()), C, mask_name)
     presence = jnp.where((y >= 0) & (y < C), valid.astype(dtype), jnp.nan)

@@ -8,7 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from lmf_multi.spec import Reduction, check_inputs, check_label_range, check_parameters
+from lmf_multi.spec import (
+    Reduction,
+    check_inputs,
+    check_label_range,
+    check_parameters,
+    check_vectors,
+)
 
 
 def compute_loss(
@@ -31,6 +37,7 @@ def compute_loss(
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
+    check_vectors(margins=margins, class_weight=class_weight)
     dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
     Δ = None if margins is None else tf.cast(margins, dtype)
     w = None if class_weight is None else tf.cast(class_weight, dtype)

@@ -15,6 +15,7 @@ from lmf_multi.spec import (
     check_label_range,
     check_parameters,
     check_reduction,
+    check_vectors,
 )
 from lmf_multi.torch._closed_form import mixture, readable
 
@@ -152,6 +153,9 @@ def masked_loss(
     reduction: Reduction,
 ) -> Tensor:
     """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
+    for name, value in (("input", input), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     check_reduction(reduction)
     loss = compute_loss(
         input,
@@ -191,6 +195,7 @@ def compute_loss(
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
+    check_vectors(margins=margins, class_weight=class_weight)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     Δ = _vector("margins", margins, dtype, z.device)
     w = _vector("class_weight", class_weight, dtype, z.device)
