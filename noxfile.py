@@ -11,7 +11,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 # Quiet and CPU-only; one thread a process, since the tests already run one process a core.
 TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
-    "LMF_MULTI_REQUIRE": "torch,jax,keras",  # a missing framework fails instead of skipping
+    # what is missing fails its tests instead of skipping them
+    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn",
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
