@@ -60,8 +60,9 @@ def lmf_loss(
             range; inside a trace such a number or label gives NaN.
         TypeError: a dtype of the wrong kind.
 
-    >>> lmf_loss(jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0, 1]), jnp.array([0.1, 0.5]))
-    Array([0.00527805, 1.1496416 ], dtype=float32)
+    >>> logits, margins = jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0.1, 0.5])
+    >>> lmf_loss(logits, jnp.array([0, 1]), margins).round(4)
+    Array([0.0052, 1.1497], dtype=float32)
     """
     return compute_loss(
         logits,
@@ -91,8 +92,8 @@ def ldam_loss(
 ) -> Array:
     """The LDAM term alone: ``lmf_loss`` with alpha 1 and beta 0.
 
-    >>> ldam_loss(jnp.array([[0.2, 0.0]]), jnp.array([0]), jnp.array([0.2, 0.5]), scale=2.0)
-    Array([0.6931472], dtype=float32)
+    >>> ldam_loss(jnp.array([[0.2, 0.0]]), jnp.array([0]), [0.2, 0.5], scale=2.0).round(4)
+    Array([0.6931], dtype=float32)
     """
     return compute_loss(
         logits,
@@ -121,8 +122,8 @@ def focal_loss(
 ) -> Array:
     """The focal term alone: ``lmf_loss`` with alpha 0 and beta 1.
 
-    >>> focal_loss(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0)
-    Array([0.17328681], dtype=float32)
+    >>> focal_loss(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0).round(4)
+    Array([0.1733], dtype=float32)
     """
     return compute_loss(
         logits,

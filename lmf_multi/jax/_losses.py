@@ -107,8 +107,8 @@ class LMFLoss(LMFConstructors, _Loss):
 
     >>> import jax.numpy as jnp
     >>> loss = LMFLoss([90, 10])
-    >>> loss(jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0, 1]))
-    Array(0.6874043, dtype=float32)
+    >>> loss(jnp.array([[2.0, 0.0], [0.5, 1.0]]), jnp.array([0, 1])).round(4)
+    Array(0.6874, dtype=float32)
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
     """``ldam_loss`` with margins and class weights from class counts; arguments as ``LMFLoss``.
 
     >>> import jax.numpy as jnp
-    >>> LDAMLoss([90, 10], scale=1.0)(jnp.zeros((1, 2)), jnp.array([1]))
-    Array(0.974077, dtype=float32)
+    >>> LDAMLoss([90, 10], scale=1.0)(jnp.zeros((1, 2)), jnp.array([1])).round(4)
+    Array(0.9741, dtype=float32)
     """
 
     def __init__(
@@ -193,8 +193,8 @@ class FocalLoss(FocalConstructors, _Loss):
     """``focal_loss`` with class weights; only named class weights need the counts.
 
     >>> import jax.numpy as jnp
-    >>> FocalLoss(gamma=2.0)(jnp.zeros((1, 2)), jnp.array([0]))
-    Array(0.17328681, dtype=float32)
+    >>> FocalLoss(gamma=2.0)(jnp.zeros((1, 2)), jnp.array([0])).round(4)
+    Array(0.1733, dtype=float32)
     """
 
     def __init__(

@@ -63,8 +63,8 @@ def lmf_loss(
         TypeError: a dtype of the wrong kind.
 
     >>> loss = lmf_loss(ops.array([[2.0, 0.0], [0.5, 1.0]]), ops.array([0, 1]), [0.1, 0.5])
-    >>> ops.convert_to_numpy(loss)
-    array([0.00527805, 1.1496416 ], dtype=float32)
+    >>> ops.convert_to_numpy(loss).round(4)
+    array([0.0052, 1.1497], dtype=float32)
     """
     return compute_loss(
         ops.convert_to_tensor(logits),
