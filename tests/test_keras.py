@@ -1,0 +1,298 @@
+"""What only Keras has: training, saving, label shapes, probabilities, masks, sample weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmf_multi import class_margins, reference
+from tests.checks import refuses
+from tests.frameworks import KERAS_BACKEND, load
+
+COUNTS, WEIGHTS = (625, 16, 1), [0.5, 1.0, 3.0]
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (12, 3)).astype(np.float32)
+LABELS = np.tile([0, 1, 2], 4)
+INPUTS = (RNG.normal(0, 0.5, (12, 4)) + np.eye(3, 4)[LABELS]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def keras():
+    return load("keras")
+
+
+@pytest.fixture(scope="module")
+def losses(keras):
+    return load("lmf_multi.keras")
+
+
+def numpy(tensor):
+    return np.asarray(load("keras").ops.convert_to_numpy(tensor), np.float64)
+
+
+def linear_model(keras, loss, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="logits")])
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss, **options)
+    return model
+
+
+# --- training
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "jit_compile"])
+def test_fit(keras, losses, compiled):
+    model = linear_model(keras, losses.LMFLoss(COUNTS), jit_compile=compiled)
+    first = reference.LMFLoss(COUNTS)(numpy(model(INPUTS)), LABELS)
+    history = model.fit(INPUTS, LABELS, batch_size=12, epochs=30, shuffle=False, verbose=0)
+    np.testing.assert_allclose(history.history["loss"][0], first, rtol=1e-5)
+    assert history.history["loss"][-1] < 0.5 * first
+    last = model.evaluate(INPUTS, LABELS, batch_size=12, verbose=0)
+    np.testing.assert_allclose(
+        last, reference.LMFLoss(COUNTS)(numpy(model(INPUTS)), LABELS), rtol=1e-5
+    )
+
+
+def weighted_mean(logits, sample_weight, w):
+    """Each term's numerator weighted by example, its denominator the plain one."""
+    margins = class_margins(COUNTS)
+    ldam = reference.ldam_loss(logits, LABELS, margins, w, reduction="none")
+    focal = reference.focal_loss(logits, LABELS, w, reduction="none")
+    total = np.sum(np.asarray(w)[LABELS])
+    return 1.5 * (sample_weight * ldam).sum() / total + (sample_weight * focal).sum() / len(focal)
+
+
+def test_fit_with_sample_weight(keras, losses):
+    model = linear_model(keras, losses.LMFLoss(COUNTS, class_weight=WEIGHTS))
+    sample_weight = np.linspace(0, 2, 12).astype(np.float32)
+    expected = weighted_mean(numpy(model(INPUTS)), sample_weight, WEIGHTS)
+    options = {"batch_size": 12, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(INPUTS, LABELS, sample_weight=sample_weight, **options)
+    np.testing.assert_allclose(history.history["loss"][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:, None]], ids=["(N,)", "(N,1)"])
+def test_fit_with_class_weight(keras, losses, labels):
+    model = linear_model(keras, losses.LMFLoss(COUNTS, class_weight=WEIGHTS))
+    by_class = {0: 0.5, 1: 1.0, 2: 4.0}
+    expected = weighted_mean(numpy(model(INPUTS)), np.array([0.5, 1.0, 4.0])[LABELS], WEIGHTS)
+    options = {"batch_size": 12, "epochs": 1, "shuffle": False, "verbose": 0}
+    history = model.fit(INPUTS, labels, class_weight=by_class, **options)
+    np.testing.assert_allclose(history.history["loss"][0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_fit_with_mixed_precision(keras, losses, policy):
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = linear_model(keras, losses.LMFLoss(COUNTS))
+        logits = model(INPUTS)
+        assert keras.backend.standardize_dtype(logits.dtype) == policy.removeprefix("mixed_")
+        logits = numpy(keras.ops.cast(logits, "float32"))
+        history = model.fit(INPUTS, LABELS, batch_size=12, epochs=30, shuffle=False, verbose=0)
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+    expected = reference.LMFLoss(COUNTS)(logits, LABELS)
+    # a compiled step may keep the layer's output in float32: within the half type's rounding
+    np.testing.assert_allclose(history.history["loss"][0], expected, rtol=2e-2)
+    assert history.history["loss"][-1] < 0.5 * expected
+
+
+# --- saving
+
+
+LOAD = """
+import json, sys, warnings
+import numpy as np, keras
+import lmf_multi.keras
+model = keras.models.load_model(sys.argv[1])
+inputs, labels = np.load(sys.argv[2]), np.load(sys.argv[3])
+print(json.dumps([type(model.loss).__name__, model.loss.get_config(),
+                  model.evaluate(inputs, labels, batch_size=12, verbose=0)]))
+"""
+
+
+# Keras' own variables, while it saves them
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+def test_save_and_load_in_a_fresh_process(keras, losses, tmp_path):
+    loss = losses.LMFLoss(
+        {0: 625, 1: 16, 2: 1}, gamma=0.5, class_weight=np.array(WEIGHTS), ignore_class=-1
+    )
+    model = linear_model(keras, loss)
+    model.fit(INPUTS, LABELS, epochs=1, verbose=0)
+    expected = model.evaluate(INPUTS, LABELS, batch_size=12, verbose=0)
+    paths = [tmp_path / name for name in ("model.keras", "inputs.npy", "labels.npy")]
+    model.save(paths[0])
+    np.save(paths[1], INPUTS)
+    np.save(paths[2], LABELS)
+    root = Path(reference.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, *map(str, paths)],
+        env=os.environ | {"PYTHONPATH": str(root), "KERAS_BACKEND": KERAS_BACKEND},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    name, config, value = json.loads(result.stdout.splitlines()[-1])
+    assert name == "LMFLoss"
+    assert config == loss.get_config()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def is_plain(value):
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+@pytest.mark.parametrize("weight", [np.array(WEIGHTS), tuple(WEIGHTS), "balanced", None])
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+def test_config_is_plain_and_rebuilds_the_loss(keras, losses, name, weight):
+    cls = getattr(losses, name)
+    numbers = {"max_margin": np.float32(0.25), "label_smoothing": 0.1, "class_weight": weight}
+    loss = cls(np.array(COUNTS), **numbers, axis=1, reduction="sum", name="mine", dtype="bfloat16")
+    config = loss.get_config()
+    assert all(map(is_plain, config.values())), config
+    assert json.loads(json.dumps(config)) == config
+    assert config["dtype"] == "bfloat16"
+    twins = [
+        cls.from_config(config),
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss)),
+        keras.losses.deserialize(keras.losses.serialize(loss)),
+    ]
+    for twin in twins:
+        assert type(twin) is cls
+        assert twin.get_config() == config
+        np.testing.assert_array_equal(numpy(twin(LABELS, LOGITS)), numpy(loss(LABELS, LOGITS)))
+
+
+# --- labels and predictions
+
+
+def label_forms():
+    q = RNG.dirichlet([1] * 3, 12).astype(np.float32)
+    return {
+        "sparse": (LABELS, LABELS),
+        "sparse (N, 1)": (LABELS[:, None], LABELS),
+        "sparse as floats": (LABELS.astype(np.float32), LABELS),
+        "uint8": (LABELS.astype(np.uint8), LABELS),
+        "one-hot": (np.eye(3, dtype=np.float32)[LABELS], LABELS),
+        "one-hot integers": (np.eye(3, dtype=np.int32)[LABELS], LABELS),
+        "soft": (q, q),
+    }
+
+
+@pytest.mark.parametrize("form", label_forms())
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+def test_label_forms_and_the_mean(losses, name, form):
+    """The mean over the batch is that of the other frameworks."""
+    labels, expected = label_forms()[form]
+    options = {"class_weight": "balanced", "label_smoothing": 0.05}
+    value = getattr(losses, name)(COUNTS, **options)(labels, LOGITS)
+    expected = getattr(reference, name)(COUNTS, **options)(LOGITS, expected)
+    np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 1)], ids=str)
+def test_pixels(losses, shape):
+    z, y = LOGITS.reshape(2, 6, 3), LABELS.reshape(2, 6)
+    loss = losses.LMFLoss(COUNTS, ignore_class=1)
+    expected = reference.LMFLoss(COUNTS)(z, y, where=y != 1)
+    np.testing.assert_allclose(numpy(loss(y.reshape(shape), z)), expected, rtol=1e-5)
+    first = losses.LMFLoss(COUNTS, ignore_class=1, axis=1)
+    np.testing.assert_allclose(numpy(first(y, np.moveaxis(z, -1, 1))), expected, rtol=1e-5)
+
+
+def test_pixels_with_sample_weight(losses):
+    z, y = LOGITS.reshape(2, 6, 3), LABELS.reshape(2, 6)
+    loss = losses.LMFLoss(COUNTS, reduction="sum")
+    each = reference.LMFLoss(COUNTS, reduction="none")(z, y)
+    for weight in (np.array([0.5, 2.0]), np.array([[0.5], [2.0]]), RNG.uniform(0, 2, (2, 6))):
+        weight = weight.astype(np.float32)
+        value = loss(y, z, sample_weight=weight)
+        expected = (each * (weight[:, None] if weight.ndim == 1 else weight)).sum()
+        np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+def test_ignore_class_needs_sparse_labels(losses):
+    sentence = (
+        "ignore_class needs sparse labels, got labels of the predictions' shape (12, 3); "
+        "use sample_weight"
+    )
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(COUNTS, ignore_class=1)(np.eye(3, dtype=np.float32)[LABELS], LOGITS)
+
+
+def test_a_fraction_is_no_label(losses):
+    sentence = "labels must be in [0, 3), got -1; mask examples without a class with ignore_class"
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(COUNTS)(LABELS + 0.5, LOGITS)
+
+
+# Keras on JAX has no float64 unless JAX_ENABLE_X64 is set
+@pytest.mark.parametrize("dtype", ["float32", "float64"][: 1 + (KERAS_BACKEND != "jax")])
+def test_probabilities_give_the_numbers_of_their_logits(keras, losses, dtype):
+    p = np.exp(LOGITS.astype(np.float64))
+    p = (p / p.sum(1, keepdims=True)).astype(dtype)
+    loss = losses.LMFLoss(COUNTS, from_logits=False, scale=5.0, dtype=dtype)
+    expected = reference.LMFLoss(COUNTS, scale=5.0)(np.log(p.astype(np.float64)), LABELS)
+    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    value = loss(LABELS, keras.ops.convert_to_tensor(p, dtype=dtype))
+    np.testing.assert_allclose(numpy(value), expected, rtol=rtol)
+
+
+def test_a_model_that_ends_in_a_softmax(keras, losses):
+    """Trains as the one that ends in logits, step for step."""
+    paths = []
+    for from_logits in (True, False):
+        model = linear_model(keras, None)
+        if not from_logits:
+            model.add(keras.layers.Softmax())
+        loss = losses.LMFLoss(COUNTS, from_logits=from_logits, scale=5.0)
+        model.compile(optimizer=keras.optimizers.SGD(0.1), loss=loss)
+        history = model.fit(INPUTS, LABELS, batch_size=12, epochs=5, shuffle=False, verbose=0)
+        paths.append(history.history["loss"])
+    assert paths[0][-1] < paths[0][0]
+    np.testing.assert_allclose(paths[1], paths[0], rtol=1e-4)
+
+
+def test_a_probability_of_0_is_an_impossible_class(losses):
+    p = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], np.float32)
+    value = losses.LMFLoss(COUNTS, from_logits=False, reduction="none")([0, 0], p)
+    with np.errstate(divide="ignore"):
+        expected = reference.LMFLoss(COUNTS, reduction="none")(np.log(p), [0, 0])
+    np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+# --- masks and reductions of Keras' own
+
+
+def test_a_mask_that_layers_pass_on(keras, losses):
+    z, y = LOGITS.reshape(2, 6, 3), LABELS.reshape(2, 6)
+    mask = np.arange(12).reshape(2, 6) % 3 != 1
+    predictions = keras.ops.convert_to_tensor(z)
+    predictions._keras_mask = keras.ops.convert_to_tensor(mask)
+    expected = reference.LMFLoss(COUNTS)(z, y, where=mask)
+    np.testing.assert_allclose(numpy(losses.LMFLoss(COUNTS)(y, predictions)), expected, rtol=1e-5)
+
+
+def test_mean_with_sample_weight(losses):
+    each = reference.LMFLoss(COUNTS, reduction="none")(LOGITS, LABELS)
+    weight = RNG.uniform(0, 2, 12).astype(np.float32)
+    loss = losses.LMFLoss(COUNTS, reduction="mean_with_sample_weight")
+    value = loss(LABELS, LOGITS, sample_weight=weight)
+    np.testing.assert_allclose(numpy(value), (each * weight).sum() / weight.sum(), rtol=1e-5)
+    np.testing.assert_allclose(numpy(loss(LABELS, LOGITS)), each.mean(), rtol=1e-5)
+
+
+def test_reduction_names(losses):
+    for mine, theirs in [("mean", "mean"), ("sum_over_batch_size", "mean"), (None, "none")]:
+        value = losses.LMFLoss(COUNTS, reduction=mine)(LABELS, LOGITS)
+        expected = reference.LMFLoss(COUNTS, reduction=theirs)(LOGITS, LABELS)
+        np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
