@@ -12,6 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
+
+def pytest_configure(config):
+    # Keras 3.15 and NumPy 2: Keras' variables, and PyTorch's tensors in convert_to_numpy
+    message = "__array__ implementation doesn't accept a copy keyword"
+    config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+
+
 from tests.adapters import ADAPTERS  # noqa: E402
 
 

@@ -117,8 +117,6 @@ print(json.dumps([type(model.loss).__name__, model.loss.get_config(),
 """
 
 
-# Keras' own variables, while it saves them
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 def test_save_and_load_in_a_fresh_process(keras, losses, tmp_path):
     loss = losses.LMFLoss(
         {0: 625, 1: 16, 2: 1}, gamma=0.5, class_weight=np.array(WEIGHTS), ignore_class=-1
