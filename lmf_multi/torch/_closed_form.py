@@ -147,19 +147,19 @@ def _one_class(
         z_y = z_y.masked_fill(masked.unsqueeze(axis), 0.0)
         others.masked_fill_(masked.unsqueeze(axis), -torch.inf)
     M = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
-    x = others.sub_(M)
+    d, x = _difference(z_y, M), others.sub_(M)
 
     losses, slopes, exps, factors = [], [], [], []
     if a is not None and Δ is not None:
         e, S = _exp_and_sum(x * (s * _LOG2E), axis)
-        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
+        ldam, slope = _ldam(s * (d - Δ) - torch.log1p(S - 1), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         exps.append(e)
         factors.append(slopes[-1] / -S)
     if b is not None:
         e, S = _exp_and_sum(x.mul_(_LOG2E), axis)
-        focal, slope = _focal(_log_odds(z_y, M, S), γ)
+        focal, slope = _focal(d - torch.log1p(S - 1), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
         exps.append(e)
@@ -215,19 +215,20 @@ def _all_classes(
     others = z.masked_fill(is_top, -torch.inf)
     M = z.detach().amax(axis, keepdim=True)
     M_others = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
-    x, x_others, M_j = z - M, others - M_others, torch.where(is_top, M_others, M)
+    x, x_others = z - M, others - M_others
+    d = _difference(z, torch.where(is_top, M_others, M))
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = torch.exp(s * x), torch.exp(s * x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(_log_odds(z, M_j, S, s, Δ), s)
+        ldam, slope = _ldam(s * (d - Δ) - torch.log1p(S - 1), s)
         losses.append(_times(a, ldam))
         grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = torch.exp(x), torch.exp(x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(_log_odds(z, M_j, S), γ)
+        focal, slope = _focal(d - torch.log1p(S - 1), γ)
         losses.append(_times(b, focal))
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -250,11 +251,9 @@ def _chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis:
     return G - e * (t.sum(axis, keepdim=True) - t) - r_top * G_top
 
 
-def _log_odds(z: Tensor, M: Tensor, S: Tensor, s: float = 1.0, Δ: Tensor | float = 0.0) -> Tensor:
-    """s (z - M - Δ) - log S, from here on in float64: s multiplies the rounding errors."""
-    if z.device.type != "mps":  # which has no float64
-        z, M = z.double(), M.double()
-    return s * (z - M - Δ) - torch.log1p(S - 1)
+def _difference(z: Tensor, M: Tensor) -> Tensor:
+    """z - M, and with it all that follows, in float64: s multiplies float32's rounding errors."""
+    return z - M if z.device.type == "mps" else z.double() - M.double()  # MPS has no float64
 
 
 def _ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:
