@@ -77,7 +77,7 @@ def test_the_demo_trains_and_prints_its_table(demo, framework):
     """A process of its own, as users start it: no other test's imports are in the way."""
     for package in NEEDS[framework]:
         load(package)
-    arguments = f"--frameworks {framework} --epochs 2 --seeds 2".split()
+    arguments = f"--frameworks {framework} --epochs 5 --seeds 2".split()
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo", *arguments], capture_output=True, text=True
     )
@@ -91,7 +91,7 @@ def test_the_demo_trains_and_prints_its_table(demo, framework):
         assert len(runs) == 2
         for first, last, macro_f1 in np.array(runs, dtype=float):
             assert last < first
-            assert 0 < macro_f1 <= 1
+            assert 0.1 < macro_f1 <= 1  # calling every image a zero scores 0.02
         mean = np.array(runs, dtype=float)[:, 2].mean()
         row = rf"│ {NAMES[framework]} +│ {loss} +│ (\S+) ± \S+ │ +\S+ ± \S+ │ +\d+\.\d │"
         shown = float(re.search(row, done.stdout)[1])
