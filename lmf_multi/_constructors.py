@@ -1,11 +1,119 @@
-"""Other ways to build the losses, the same in every framework: from a spec, from earlier code.
+"""What every framework does to build a loss: its parameters, and other ways to build it.
 
 ``options`` are the framework's own arguments (``reduction``, ``ignore_index``, ``axis``, …).
 """
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from lmf_multi.spec import Counts, LMFSpec, Weights
+from lmf_multi.spec import (
+    Counts,
+    Floats,
+    LMFSpec,
+    Weights,
+    as_counts,
+    check_parameters,
+    focal_weights,
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a loss remembers for ``lmf_loss``, and the plain arguments that would build it again."""
+
+    margins: Floats | None
+    class_weight: Floats | None
+    alpha: float
+    beta: float
+    gamma: float
+    scale: float
+    label_smoothing: float
+    config: dict[str, Any]
+
+
+def lmf_parameters(
+    class_counts: Counts,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    max_margin: float,
+    scale: float,
+    class_weight: Weights,
+    label_smoothing: float,
+) -> Parameters:
+    """Parameters of every ``LMFLoss``."""
+    spec = LMFSpec(
+        class_counts,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        max_margin=max_margin,
+        scale=scale,
+        class_weight=class_weight,
+        label_smoothing=label_smoothing,
+    )
+    config = {
+        "class_counts": list(spec.class_counts),
+        "alpha": spec.alpha,
+        "beta": spec.beta,
+        "gamma": spec.gamma,
+        "max_margin": spec.max_margin,
+        "scale": spec.scale,
+        "class_weight": _plain(spec.class_weight),
+        "label_smoothing": spec.label_smoothing,
+    }
+    weights = None if spec.class_weight is None else spec.weights
+    return Parameters(
+        spec.margins,
+        weights,
+        spec.alpha,
+        spec.beta,
+        spec.gamma,
+        spec.scale,
+        spec.label_smoothing,
+        config,
+    )
+
+
+def ldam_parameters(
+    class_counts: Counts,
+    max_margin: float,
+    scale: float,
+    class_weight: Weights,
+    label_smoothing: float,
+) -> Parameters:
+    """Parameters of every ``LDAMLoss``."""
+    lmf = lmf_parameters(
+        class_counts, 1.0, 0.0, 0.0, max_margin, scale, class_weight, label_smoothing
+    )
+    of_focal = ("alpha", "beta", "gamma")
+    config = {name: value for name, value in lmf.config.items() if name not in of_focal}
+    return replace(lmf, config=config)
+
+
+def focal_parameters(
+    class_counts: Counts,
+    gamma: float,
+    max_margin: float,
+    class_weight: Weights,
+    label_smoothing: float,
+) -> Parameters:
+    """Parameters of every ``FocalLoss``."""
+    check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
+    weights = focal_weights(class_counts, class_weight, max_margin)
+    config = {
+        "class_counts": None if class_counts is None else list(as_counts(class_counts)),
+        "gamma": float(gamma),
+        "max_margin": float(max_margin),
+        "class_weight": class_weight if isinstance(class_weight, str) else _plain(weights),
+        "label_smoothing": float(label_smoothing),
+    }
+    return Parameters(None, weights, 0.0, 1.0, float(gamma), 1.0, float(label_smoothing), config)
+
+
+def _plain(weights: Weights) -> Any:
+    """A name, None or a list of floats: what survives JSON."""
+    return weights if weights is None or isinstance(weights, str) else [float(w) for w in weights]
 
 
 class _Constructors:

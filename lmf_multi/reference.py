@@ -29,11 +29,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi._constructors import (
+    FocalConstructors,
+    LDAMConstructors,
+    LMFConstructors,
+    Parameters,
+    focal_parameters,
+    ldam_parameters,
+    lmf_parameters,
+)
 from lmf_multi.spec import (
     Counts,
     Floats,
-    LMFSpec,
     Reduction,
     Weights,
     check_inputs,
@@ -41,7 +48,6 @@ from lmf_multi.spec import (
     check_parameters,
     check_reduction,
     check_vectors,
-    focal_weights,
 )
 
 __all__ = [
@@ -336,24 +342,15 @@ def _times(coefficient: Floats, term: Floats) -> Floats:
 
 
 class _Loss:
-    """Arrays and numbers of one loss; calling it calls ``lmf_loss``."""
+    """The parameters of one loss; calling it calls ``lmf_loss``."""
 
-    def __init__(
-        self,
-        margins: Floats | None,
-        class_weight: Floats | None,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        scale: float,
-        label_smoothing: float,
-        axis: int,
-        reduction: Reduction,
-    ) -> None:
+    def __init__(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
         check_reduction(reduction)
-        self.margins, self.class_weight = margins, class_weight
-        self.alpha, self.beta, self.gamma, self.scale = alpha, beta, gamma, scale
-        self.label_smoothing, self.axis, self.reduction = label_smoothing, axis, reduction
+        self.margins, self.class_weight = parameters.margins, parameters.class_weight
+        self.alpha, self.beta = parameters.alpha, parameters.beta
+        self.gamma, self.scale = parameters.gamma, parameters.scale
+        self.label_smoothing = parameters.label_smoothing
+        self.axis, self.reduction = axis, reduction
 
     def __call__(
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
@@ -396,27 +393,10 @@ class LMFLoss(LMFConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
+        parameters = lmf_parameters(
+            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        super().__init__(
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            spec.alpha,
-            spec.beta,
-            spec.gamma,
-            spec.scale,
-            spec.label_smoothing,
-            axis,
-            reduction,
-        )
+        super().__init__(parameters, axis, reduction)
 
 
 class LDAMLoss(LDAMConstructors, _Loss):
@@ -433,26 +413,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            alpha=1.0,
-            beta=0.0,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
-        )
-        super().__init__(
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            spec.alpha,
-            spec.beta,
-            spec.gamma,
-            spec.scale,
-            spec.label_smoothing,
-            axis,
-            reduction,
-        )
+        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        super().__init__(parameters, axis, reduction)
 
 
 class FocalLoss(FocalConstructors, _Loss):
@@ -469,6 +431,7 @@ class FocalLoss(FocalConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
-        weights = focal_weights(class_counts, class_weight, max_margin)
-        super().__init__(None, weights, 0.0, 1.0, gamma, 1.0, label_smoothing, axis, reduction)
+        parameters = focal_parameters(
+            class_counts, gamma, max_margin, class_weight, label_smoothing
+        )
+        super().__init__(parameters, axis, reduction)

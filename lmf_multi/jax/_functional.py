@@ -236,7 +236,8 @@ def _targets(
 ) -> tuple[Array, Array]:
     """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
     valid = jnp.ones(y.shape, bool) if where is None else where
-    y = jnp.where(valid, y.astype(jnp.promote_types(y.dtype, jnp.int32)), 0)
+    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # C may be too large for int8
+    y = jnp.where(valid, y, 0)
     if y.size and not isinstance(y, jax.core.Tracer):
         check_label_range(int(y.min()), int(y.max()), C, mask_name)
     presence = jnp.where((y >= 0) & (y < C), valid.astype(dtype), jnp.nan)

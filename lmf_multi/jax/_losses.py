@@ -7,16 +7,21 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi._constructors import (
+    FocalConstructors,
+    LDAMConstructors,
+    LMFConstructors,
+    Parameters,
+    focal_parameters,
+    ldam_parameters,
+    lmf_parameters,
+)
 from lmf_multi.jax._functional import compute_loss
 from lmf_multi.spec import (
     Counts,
-    LMFSpec,
     Reduction,
     Weights,
-    check_parameters,
     check_reduction,
-    focal_weights,
 )
 
 _STATIC = ("axis", "reduction")
@@ -52,6 +57,14 @@ class _Loss:
                 dict(zip((*leaves, *_STATIC), (*children, *static), strict=True))
             ),
         )
+
+    def _set(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
+        check_reduction(reduction)
+        object.__setattr__(self, "axis", axis)
+        object.__setattr__(self, "reduction", reduction)
+        for field in fields(_Loss):
+            if field.name not in _STATIC:
+                object.__setattr__(self, field.name, getattr(parameters, field.name))
 
     @classmethod
     def _of(cls, attributes: dict[str, Any]) -> Self:
@@ -125,28 +138,10 @@ class LMFLoss(LMFConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        check_reduction(reduction)
-        spec = LMFSpec(
-            class_counts,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
+        parameters = lmf_parameters(
+            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        super().__init__(
-            margins=spec.margins,
-            class_weight=None if spec.class_weight is None else spec.weights,
-            alpha=spec.alpha,
-            beta=spec.beta,
-            gamma=spec.gamma,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
-            axis=axis,
-            reduction=reduction,
-        )
+        self._set(parameters, axis, reduction)
 
 
 class LDAMLoss(LDAMConstructors, _Loss):
@@ -168,25 +163,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        check_reduction(reduction)
-        spec = LMFSpec(
-            class_counts,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
-        )
-        super().__init__(
-            margins=spec.margins,
-            class_weight=None if spec.class_weight is None else spec.weights,
-            alpha=1.0,
-            beta=0.0,
-            gamma=0.0,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
-            axis=axis,
-            reduction=reduction,
-        )
+        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        self._set(parameters, axis, reduction)
 
 
 class FocalLoss(FocalConstructors, _Loss):
@@ -208,16 +186,7 @@ class FocalLoss(FocalConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        check_reduction(reduction)
-        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
-        super().__init__(
-            margins=None,
-            class_weight=focal_weights(class_counts, class_weight, max_margin),
-            alpha=0.0,
-            beta=1.0,
-            gamma=gamma,
-            scale=1.0,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
+        parameters = focal_parameters(
+            class_counts, gamma, max_margin, class_weight, label_smoothing
         )
+        self._set(parameters, axis, reduction)

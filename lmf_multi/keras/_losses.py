@@ -5,18 +5,21 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi._constructors import (
+    FocalConstructors,
+    LDAMConstructors,
+    LMFConstructors,
+    Parameters,
+    focal_parameters,
+    ldam_parameters,
+    lmf_parameters,
+)
 from lmf_multi.keras._functional import compute_loss
 from lmf_multi.spec import (
     Counts,
-    Floats,
-    LMFSpec,
     Reduction,
     Weights,
-    as_counts,
-    check_parameters,
     check_reduction,
-    focal_weights,
 )
 
 # Keras' names, and the sum that the core prepares for each; "batch_mean" is the other frameworks'.
@@ -36,15 +39,8 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
 
     def __init__(
         self,
-        config: dict[str, Any],
-        margins: Floats | None,
-        class_weight: Floats | None,
+        parameters: Parameters,
         *,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        scale: float,
-        label_smoothing: float,
         from_logits: bool,
         ignore_class: int | None,
         axis: int,
@@ -55,11 +51,12 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         check_reduction(reduction, tuple(_REDUCTIONS))
         super().__init__(name=name, dtype=dtype)
         self.reduction = reduction
-        self._config = config
-        self.margins, self.class_weight = margins, class_weight
-        self.alpha, self.beta, self.gamma, self.scale = alpha, beta, gamma, scale
-        self.label_smoothing = label_smoothing
+        self.margins, self.class_weight = parameters.margins, parameters.class_weight
+        self.alpha, self.beta = parameters.alpha, parameters.beta
+        self.gamma, self.scale = parameters.gamma, parameters.scale
+        self.label_smoothing = parameters.label_smoothing
         self.from_logits, self.ignore_class, self.axis = from_logits, ignore_class, axis
+        self._config = parameters.config
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of labels and predictions, reduced.
@@ -156,7 +153,6 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         """Plain numbers, names and lists, from which ``from_config`` rebuilds the loss."""
         return {
             **self._config,
-            "label_smoothing": self.label_smoothing,
             "from_logits": self.from_logits,
             "ignore_class": self.ignore_class,
             "axis": self.axis,
@@ -186,11 +182,6 @@ def _like_examples(sample_weight: Any, contributions: Any) -> Any:
     if len(shape) == rank + 1 and shape[-1] == 1:
         return ops.squeeze(sample_weight, -1)
     return ops.reshape(sample_weight, (-1, *shape[1:], *[1] * (rank - len(shape))))
-
-
-def _plain(weights: Weights) -> Any:
-    """A name, None or a list: what survives JSON."""
-    return weights if weights is None or isinstance(weights, str) else list(weights)
 
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
@@ -232,34 +223,11 @@ class LMFLoss(LMFConstructors, _Loss):
         name: str | None = "lmf_loss",
         dtype: Any = None,
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
+        parameters = lmf_parameters(
+            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        config = {
-            "class_counts": list(spec.class_counts),
-            "alpha": spec.alpha,
-            "beta": spec.beta,
-            "gamma": spec.gamma,
-            "max_margin": spec.max_margin,
-            "scale": spec.scale,
-            "class_weight": _plain(spec.class_weight),
-        }
         super().__init__(
-            config,
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            alpha=spec.alpha,
-            beta=spec.beta,
-            gamma=spec.gamma,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
+            parameters,
             from_logits=from_logits,
             ignore_class=ignore_class,
             axis=axis,
@@ -288,28 +256,9 @@ class LDAMLoss(LDAMConstructors, _Loss):
         name: str | None = "ldam_loss",
         dtype: Any = None,
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
-        )
-        config = {
-            "class_counts": list(spec.class_counts),
-            "max_margin": spec.max_margin,
-            "scale": spec.scale,
-            "class_weight": _plain(spec.class_weight),
-        }
+        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
         super().__init__(
-            config,
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            alpha=1.0,
-            beta=0.0,
-            gamma=0.0,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
+            parameters,
             from_logits=from_logits,
             ignore_class=ignore_class,
             axis=axis,
@@ -338,27 +287,11 @@ class FocalLoss(FocalConstructors, _Loss):
         name: str | None = "focal_loss",
         dtype: Any = None,
     ) -> None:
-        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
-        weights = focal_weights(class_counts, class_weight, max_margin)
-        config = {
-            "class_counts": None if class_counts is None else list(as_counts(class_counts)),
-            "gamma": float(gamma),
-            "max_margin": float(max_margin),
-            "class_weight": (
-                class_weight
-                if weights is None or isinstance(class_weight, str)
-                else weights.tolist()
-            ),
-        }
+        parameters = focal_parameters(
+            class_counts, gamma, max_margin, class_weight, label_smoothing
+        )
         super().__init__(
-            config,
-            None,
-            weights,
-            alpha=0.0,
-            beta=1.0,
-            gamma=float(gamma),
-            scale=1.0,
-            label_smoothing=float(label_smoothing),
+            parameters,
             from_logits=from_logits,
             ignore_class=ignore_class,
             axis=axis,

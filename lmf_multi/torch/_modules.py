@@ -5,16 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lmf_multi._constructors import FocalConstructors, LDAMConstructors, LMFConstructors
+from lmf_multi._constructors import (
+    FocalConstructors,
+    LDAMConstructors,
+    LMFConstructors,
+    Parameters,
+    focal_parameters,
+    ldam_parameters,
+    lmf_parameters,
+)
 from lmf_multi.spec import (
     Counts,
-    Floats,
-    LMFSpec,
     Reduction,
     Weights,
-    check_parameters,
     check_reduction,
-    focal_weights,
 )
 from lmf_multi.torch._functional import masked_loss
 
@@ -29,26 +33,16 @@ class _Loss(nn.Module):
     margins: Tensor | None
     class_weight: Tensor | None
 
-    def __init__(
-        self,
-        margins: Floats | None,
-        class_weight: Floats | None,
-        *,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        scale: float,
-        label_smoothing: float,
-        ignore_index: int,
-        reduction: Reduction,
-    ) -> None:
+    def __init__(self, parameters: Parameters, ignore_index: int, reduction: Reduction) -> None:
         super().__init__()
         check_reduction(reduction)
-        for name, values in (("margins", margins), ("class_weight", class_weight)):
+        for name in ("margins", "class_weight"):
+            values = getattr(parameters, name)
             buffer = None if values is None else torch.tensor(values, dtype=torch.float64)
             self.register_buffer(name, buffer, persistent=False)
-        self.alpha, self.beta, self.gamma, self.scale = alpha, beta, gamma, scale
-        self.label_smoothing = label_smoothing
+        self.alpha, self.beta = parameters.alpha, parameters.beta
+        self.gamma, self.scale = parameters.gamma, parameters.scale
+        self.label_smoothing = parameters.label_smoothing
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
 
@@ -111,27 +105,10 @@ class LMFLoss(LMFConstructors, _Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
+        parameters = lmf_parameters(
+            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        super().__init__(
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            alpha=spec.alpha,
-            beta=spec.beta,
-            gamma=spec.gamma,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
-            ignore_index=ignore_index,
-            reduction=reduction,
-        )
+        super().__init__(parameters, ignore_index, reduction)
 
 
 class LDAMLoss(LDAMConstructors, _Loss):
@@ -152,24 +129,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        spec = LMFSpec(
-            class_counts,
-            max_margin=max_margin,
-            scale=scale,
-            class_weight=class_weight,
-            label_smoothing=label_smoothing,
-        )
-        super().__init__(
-            spec.margins,
-            None if spec.class_weight is None else spec.weights,
-            alpha=1.0,
-            beta=0.0,
-            gamma=0.0,
-            scale=spec.scale,
-            label_smoothing=spec.label_smoothing,
-            ignore_index=ignore_index,
-            reduction=reduction,
-        )
+        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        super().__init__(parameters, ignore_index, reduction)
 
 
 class FocalLoss(FocalConstructors, _Loss):
@@ -190,15 +151,7 @@ class FocalLoss(FocalConstructors, _Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
-        super().__init__(
-            None,
-            focal_weights(class_counts, class_weight, max_margin),
-            alpha=0.0,
-            beta=1.0,
-            gamma=gamma,
-            scale=1.0,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            reduction=reduction,
+        parameters = focal_parameters(
+            class_counts, gamma, max_margin, class_weight, label_smoothing
         )
+        super().__init__(parameters, ignore_index, reduction)
