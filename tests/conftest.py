@@ -1,22 +1,27 @@
 """Set-up that every test file shares; the ``backend`` fixture."""
 
-import os
-
 import pytest
 from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.checks", "tests.cases")
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # the same examples each time; a compilation takes longer than any deadline
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
+# What other packages warn of among themselves.
+THEIRS = (
+    # Keras 3.15 with NumPy 2: Keras' variables, and PyTorch's tensors in convert_to_numpy
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    # mpmath 1.4 when torch.compile's cache pickles, which looks into every module
+    "ignore:the [a-z]+ private module is deprecated:DeprecationWarning",
+)
+
+
 def pytest_configure(config):
-    # Keras 3.15 and NumPy 2: Keras' variables, and PyTorch's tensors in convert_to_numpy
-    message = "__array__ implementation doesn't accept a copy keyword"
-    config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+    for line in THEIRS:
+        config.addinivalue_line("filterwarnings", line)
 
 
 from tests.adapters import ADAPTERS  # noqa: E402

@@ -2,10 +2,13 @@
 
 import importlib
 import os
+from contextlib import suppress
+from functools import cache
 from types import ModuleType
 
 import pytest
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Keras fixes its backend at import: one process a backend.
 KERAS_BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 REQUIRED = os.environ.get("LMF_MULTI_REQUIRE", "").replace(",", " ").split()
@@ -13,6 +16,8 @@ REQUIRED = os.environ.get("LMF_MULTI_REQUIRE", "").replace(",", " ").split()
 
 def load(framework: str) -> ModuleType:
     """Import a framework; where it is absent skip the test, or fail it in LMF_MULTI_REQUIRE."""
+    if framework in ("keras", "tensorflow"):
+        _torch_before_tensorflow()
     try:
         return importlib.import_module(framework)
     except ModuleNotFoundError as error:
@@ -21,3 +26,13 @@ def load(framework: str) -> ModuleType:
         if framework in REQUIRED:
             pytest.fail(f"LMF_MULTI_REQUIRE names {framework}, which is not installed")
         pytest.skip(f"{framework} is not installed")
+
+
+@cache
+def _torch_before_tensorflow() -> None:
+    """In one process TensorFlow must come last: Triton's LLVM aborts beside TensorFlow's, and
+    CUDA, if there is none, is looked for once.
+    """
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("torch").cuda.is_available()
+        importlib.import_module("triton")

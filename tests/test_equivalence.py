@@ -19,7 +19,9 @@ GRID = [
 
 
 def test_random_cases(backend):
-    @settings(max_examples=50 if backend.compiles else 150)
+    examples = 25 if backend.compiles_numbers else 50 if backend.compiles else 150
+
+    @settings(max_examples=examples)
     @given(cases(backend))
     def check(case):
         case.check(backend(case))
