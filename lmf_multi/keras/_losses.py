@@ -123,9 +123,10 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         y = ops.convert_to_tensor(y_true)
         if len(y.shape) == len(z.shape) and y.shape[self.axis] == 1 != z.shape[self.axis]:
             y = ops.squeeze(y, self.axis)
+        is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(y.dtype))
         if len(y.shape) == len(z.shape):
-            return ops.cast(y, z.dtype)
-        if keras.backend.is_float_dtype(keras.backend.standardize_dtype(y.dtype)):
+            return y if is_float else ops.cast(y, "float32")
+        if is_float:
             # data pipelines often hand class indices over as floats; a fraction is out of range
             y = ops.where(y == ops.floor(y), y, -ops.ones_like(y))
             y = ops.cast(y, "int32")
