@@ -4,12 +4,14 @@
 run. Compiled functions are cached by ``call``, so that values alone never cost a compilation.
 """
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
 from tests.cases import Result
 from tests.frameworks import load
+
+cached = lru_cache(maxsize=32)  # compiled code takes memory: what is not used again goes
 
 
 def torch_engine(call, parameters, arrays, dtypes, mode):
@@ -33,7 +35,7 @@ def torch_engine(call, parameters, arrays, dtypes, mode):
     return Result(value.detach().double().numpy(), grad.double().numpy(), *names)
 
 
-@cache
+@cached
 def torch_compiled(call):
     torch = load("torch")
     torch._dynamo.config.recompile_limit = 1000  # one entry for each plan, and none given up
@@ -51,7 +53,7 @@ def jax_engine(call, parameters, arrays, dtypes, mode):
         return Result(*(np.asarray(a).astype(np.float64) for a in (value, grad)), *names)
 
 
-@cache
+@cached
 def jax_function(call, mode):
     jax = load("jax")
 
@@ -71,7 +73,7 @@ def tensorflow_engine(call, parameters, arrays, dtypes, mode):
     return Result(*results, value.dtype.name, grad.dtype.name)
 
 
-@cache
+@cached
 def tensorflow_function(call, mode):
     tf = load("tensorflow")
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from lmf_multi import reference
+from lmf_multi import class_margins, reference
 from tests.checks import refuses
 from tests.frameworks import load
 
@@ -225,3 +225,26 @@ def test_gradients_accumulate_over_shards(torch, losses, labels):
     loss = losses.LMFLoss(COUNTS, reduction="batch_mean")
     shards = [loss(z[i : i + 2], labels[i : i + 2]) for i in (0, 2, 4)]
     np.testing.assert_allclose((sum(shards) / 3).numpy(), loss(z, labels).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3000, 120), (3, 4, 250, 200), (1, 2, 300_000)], ids=str)
+def test_large_batches(torch, losses, shape):
+    """Which eager CPU code may take a few rows at a time: masked, with any layout of pixels."""
+    C = shape[1]
+    z = RNG.normal(0, 3, shape).astype(np.float32)
+    y = RNG.integers(-1, C, (shape[0], *shape[2:]))
+    up = RNG.uniform(0.5, 2, y.shape).astype(np.float32)
+    counts = np.arange(1, C + 1)
+    tensor = torch.tensor(z, requires_grad=True)
+    loss = losses.LMFLoss(counts, ignore_index=-1, reduction="none")
+    value = loss(tensor, torch.tensor(y))
+    value.backward(torch.tensor(up))
+    margins = class_margins(counts)
+    exact, grad = reference.lmf_loss_and_grad(
+        z, y, margins, margins, axis=1, where=y != -1, reduction="none"
+    )
+    np.testing.assert_allclose(value.detach().numpy(), exact, rtol=1e-5)
+    error = np.abs(tensor.grad.numpy() - grad * up[:, None]).max(1)
+    largest = np.abs(grad * up[:, None]).max(1)
+    assert (error <= 1e-5 * largest).all()
+    assert (largest[y != -1] > 0).mean() > 0.9
