@@ -19,9 +19,7 @@ GRID = [
 
 
 def test_random_cases(backend):
-    examples = 25 if backend.compiles_numbers else 50 if backend.compiles else 150
-
-    @settings(max_examples=examples)
+    @settings(max_examples=25 if backend.compiles else 150)
     @given(cases(backend))
     def check(case):
         case.check(backend(case))
