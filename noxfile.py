@@ -12,7 +12,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
     # what is missing fails its tests instead of skipping them
-    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn",
+    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas",
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }

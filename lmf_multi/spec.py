@@ -42,7 +42,8 @@ class LMFSpec:
 
     Args:
         class_counts: training examples of each class, at least 1 each, in label order: a list, a
-            tuple, a 1-D array or tensor of any framework, or a mapping from class to count.
+            tuple, a 1-D array or tensor of any framework, or a mapping from class to count, such
+            as a ``Counter`` or what pandas' ``value_counts`` returns.
         alpha: share of the LDAM term, at least 0.
         beta: share of the focal term, at least 0.
         gamma: focusing exponent, at least 0; 0 turns the focal term into cross-entropy.
@@ -381,6 +382,8 @@ def _frozen(values: Floats) -> Floats:
 
 def as_counts(class_counts: Counts) -> tuple[int, ...]:
     """Class counts in any form that ``LMFSpec`` takes, checked."""
+    if hasattr(class_counts, "to_dict"):  # pandas' value_counts, in order of frequency
+        class_counts = class_counts.to_dict()
     if isinstance(class_counts, Mapping):
         class_counts = _mapped_counts(class_counts)
     n = _as_numpy(class_counts)

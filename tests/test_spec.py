@@ -36,6 +36,16 @@ GAP = "class_counts must name every class from 0 to 2, got none for class 1; add
 NEGATIVE_KEY = "class_counts must be keyed by labels from 0 on, got key -1; drop the key"
 
 
+def test_counts_of_pandas_are_by_label():
+    """``value_counts`` is in order of frequency; its index says which class each count is of."""
+    pandas = load("pandas")
+    labels = pandas.Series([2] * 3 + [0] * 2 + [1])
+    assert LMFSpec(labels.value_counts()).class_counts == (2, 1, 3)
+    names = pandas.Series(["nv", "nv", "mel"])
+    with refuses(TypeError, KEYS.format("'nv'")):
+        LMFSpec(names.value_counts())
+
+
 @pytest.mark.parametrize(
     ("counts", "kind", "sentence"),
     [
