@@ -15,7 +15,7 @@ THEIRS = (
     # Keras 3.15 with NumPy 2: Keras' variables, and PyTorch's tensors in convert_to_numpy
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
     # mpmath 1.4 when torch.compile's cache pickles, which looks into every module
-    "ignore:the [a-z]+ private module is deprecated:DeprecationWarning",
+    "ignore:the [a-z0-9]+ (private )?module is deprecated:DeprecationWarning",
 )
 
 
