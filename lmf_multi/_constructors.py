@@ -3,8 +3,11 @@
 ``options`` are the framework's own arguments (``reduction``, ``ignore_index``, ``axis``, …).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
 
 from lmf_multi.spec import (
     Counts,
@@ -12,6 +15,8 @@ from lmf_multi.spec import (
     LMFSpec,
     Weights,
     as_counts,
+    as_label_counts,
+    as_numpy,
     check_parameters,
     focal_weights,
 )
@@ -111,12 +116,67 @@ def focal_parameters(
     return Parameters(None, weights, 0.0, 1.0, float(gamma), 1.0, float(label_smoothing), config)
 
 
+def sigmoid_parameters(
+    positive_counts: Any,
+    negative_counts: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    max_margin: float,
+    scale: float,
+    class_weight: Weights,
+    label_smoothing: float,
+) -> Parameters:
+    """Parameters of every ``SigmoidLMFLoss``: for each label those of its two classes."""
+    positive = as_label_counts("positive_counts", positive_counts)
+    negative = as_label_counts("negative_counts", negative_counts)
+    n, shape = np.stack([np.atleast_1d(negative), np.atleast_1d(positive)], -1), np.shape(positive)
+    if np.shape(negative) != shape:
+        raise ValueError(
+            "positive_counts and negative_counts must have the same shape, "
+            f"got {shape} and {np.shape(negative)}"
+        )
+    rows = [class_weight] * len(n)
+    if not (class_weight is None or isinstance(class_weight, str)):
+        w = as_numpy(class_weight)
+        if w.shape not in ((2,), (*shape, 2)):
+            raise ValueError(
+                f"class_weight must have shape (2,){f' or {(*shape, 2)}' if shape else ''}, "
+                f"negative and positive, got {w.shape}"
+            )
+        rows = list(np.broadcast_to(w, n.shape))
+        class_weight = w.astype(np.float64).tolist()
+    labels = [
+        lmf_parameters(counts, alpha, beta, gamma, max_margin, scale, row, label_smoothing)
+        for counts, row in zip(n, rows, strict=True)
+    ]
+    margins, weights = (
+        None if values[0] is None else np.stack(values).reshape(*shape, 2)
+        for values in zip(*((each.margins, each.class_weight) for each in labels), strict=True)
+    )
+    config = {
+        "positive_counts": positive if not shape else list(positive),
+        "negative_counts": negative if not shape else list(negative),
+        **labels[0].config,
+        "class_weight": class_weight,
+    }
+    del config["class_counts"]
+    return replace(labels[0], margins=margins, class_weight=weights, config=config)
+
+
+def arguments(config: dict[str, Any]) -> str:
+    """Plain arguments as they are written in a call."""
+    return ", ".join(f"{name}={value!r}" for name, value in config.items())
+
+
 def _plain(weights: Weights) -> Any:
     """A name, None or a list of floats: what survives JSON."""
     return weights if weights is None or isinstance(weights, str) else [float(w) for w in weights]
 
 
 class _Constructors:
+    build: ClassVar[Callable[..., Parameters]]
+
     if TYPE_CHECKING:  # each framework's class brings its own __init__
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -124,6 +184,8 @@ class _Constructors:
 
 class LMFConstructors(_Constructors):
     """Constructors of every ``LMFLoss``."""
+
+    build = staticmethod(lmf_parameters)
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
@@ -200,6 +262,8 @@ class LMFConstructors(_Constructors):
 class LDAMConstructors(_Constructors):
     """Constructors of every ``LDAMLoss``."""
 
+    build = staticmethod(ldam_parameters)
+
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The LDAM term of the loss that ``spec`` describes, without its factor alpha."""
@@ -240,6 +304,8 @@ class LDAMConstructors(_Constructors):
 class FocalConstructors(_Constructors):
     """Constructors of every ``FocalLoss``."""
 
+    build = staticmethod(focal_parameters)
+
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The focal term of the loss that ``spec`` describes, without its factor beta."""
@@ -261,3 +327,9 @@ class FocalConstructors(_Constructors):
     def from_official(cls, weight: Weights = None, gamma: float = 1.5, **options: Any) -> Self:
         """From the arguments of the LMF authors' code."""
         return cls.from_legacy(weight, gamma, **options)
+
+
+class SigmoidConstructors(_Constructors):
+    """What every ``SigmoidLMFLoss`` is built from."""
+
+    build = staticmethod(sigmoid_parameters)

@@ -4,9 +4,11 @@ N examples, C classes. Every other implementation keeps these steps, their order
 
 1. ``check_inputs``: shapes and dtypes.
 2. ``_targets``: labels become a distribution q over the classes, with zeros for masked examples.
-3. ``_normalisers``, and from them the coefficients: what each term of each class counts for.
+3. ``_normalizers``, and from them the coefficients: what each term of each class counts for.
 4. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
 5. ``_ldam``, ``_focal``: a term from its one-vs-rest log-odds, and its slope.
+
+The sigmoid form has the same steps, ``_sigmoid_targets`` and ``_sigmoid_mixture`` in place of 2 and 4.
 
 The fast implementations compute the labelled class alone (``_one_class``) or all of them together
 (``_all_classes``); here each class is computed by itself.
@@ -34,9 +36,12 @@ from lmf_multi._constructors import (
     LDAMConstructors,
     LMFConstructors,
     Parameters,
+    SigmoidConstructors,
+    arguments,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    sigmoid_parameters,
 )
 from lmf_multi.spec import (
     Counts,
@@ -46,7 +51,9 @@ from lmf_multi.spec import (
     check_inputs,
     check_label_range,
     check_parameters,
+    check_probability_range,
     check_reduction,
+    check_sigmoid_inputs,
     check_vectors,
 )
 
@@ -54,10 +61,13 @@ __all__ = [
     "FocalLoss",
     "LDAMLoss",
     "LMFLoss",
+    "SigmoidLMFLoss",
     "focal_loss",
     "ldam_loss",
     "lmf_loss",
     "lmf_loss_and_grad",
+    "sigmoid_lmf_loss",
+    "sigmoid_lmf_loss_and_grad",
 ]
 
 
@@ -203,6 +213,73 @@ def focal_loss(
     )
 
 
+def sigmoid_lmf_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Floats:
+    r"""The loss for labels that do not exclude each other: binary, multi-label, one channel.
+
+    .. math::
+        L^+(x) &= w^+ (\alpha \, \mathrm{softplus}(s (\Delta^+ - x))
+            + \beta \, \mathrm{sigmoid}(-x)^\gamma \, \mathrm{softplus}(-x)) \\
+        L^-(x) &= w^- (\alpha \, \mathrm{softplus}(s (\Delta^- + x))
+            + \beta \, \mathrm{sigmoid}(x)^\gamma \, \mathrm{softplus}(x)) \\
+        L &= t \, L^+(x) + (1 - t) \, L^-(x)
+
+    x is an element of ``logits`` and t its label, after smoothing (1 - ε) t + ε / 2. It is
+    ``lmf_loss`` on the two logits (0, x), for each element by itself; an element is what an example
+    is there, in every reduction.
+
+    Args:
+        logits: float, any shape, log-odds of the positive, nats.
+        labels: the logits' shape: 0 and 1, bool, or float, the probability t of the positive.
+        margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
+            positive, logit units, before scaling.
+        class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        axis: the label axis of ``logits``, for (L, 2).
+        where: bool, the logits' shape; False leaves the element, perhaps a label that nobody
+            annotated, out of every sum and count, whatever its logit and its label.
+
+    The other arguments, and errors, as ``lmf_loss``.
+
+    Returns:
+        float64, nats: the logits' shape for ``"none"``, a scalar otherwise.
+
+    Source: the softmax form for two classes. Deliberately not the binary LDAM of the widespread
+    clones, which makes a negative's margin easier to keep instead of harder.
+
+    >>> margins = np.array([0.1, 0.5])  # of the many negatives, of the few positives
+    >>> sigmoid_lmf_loss(np.array([-2.0, 0.5]), np.array([0, 1]), margins).round(4)
+    np.float64(0.5775)
+    """
+    value, _ = sigmoid_lmf_loss_and_grad(
+        logits,
+        labels,
+        margins,
+        class_weight,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        scale=scale,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        where=where,
+        reduction=reduction,
+    )
+    return value
+
+
 def lmf_loss_and_grad(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -259,13 +336,91 @@ def lmf_loss_and_grad(
 
     q = _targets(y, valid, C)
     w = np.ones(C) if w is None else w
-    by_weight, by_examples = _normalisers(q @ w, valid, reduction)
+    by_weight, by_examples = _normalizers(q @ w, valid, reduction)
     q = ((1 - label_smoothing) * q + label_smoothing / C) * valid[:, None]
     a, b = alpha * q * w / by_weight, beta * q * w / by_examples
     loss, grad = _mixture(z, a, b, Δ, gamma, scale)
 
     value: Floats = loss.reshape(shape[:-1]) if reduction == "none" else loss.sum()
     return value, np.moveaxis(grad.reshape(shape), -1, axis)
+
+
+def sigmoid_lmf_loss_and_grad(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Floats, Floats]:
+    """``sigmoid_lmf_loss`` and its gradient with respect to the logits, ∂L⁺/∂ω - ∂L⁻/∂ω.
+
+    >>> value, grad = sigmoid_lmf_loss_and_grad(np.array([1.0, -1.0]), [1, 0], [0.5, 0.5])
+    >>> grad.round(4)
+    array([-0.0427,  0.0427])
+    """
+    check_vectors(margins=margins, class_weight=class_weight)
+    x, t, Δ = np.asarray(logits), np.asarray(labels), np.asarray(margins, np.float64)
+    w = None if class_weight is None else np.asarray(class_weight, np.float64)
+    mask = None if where is None else np.asarray(where)
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    check_reduction(reduction)
+    check_sigmoid_inputs(
+        (x.shape, x.dtype),
+        (t.shape, t.dtype),
+        axis,
+        {"margins": Δ.shape, "class_weight": None if w is None else w.shape},
+        None if mask is None else (mask.shape, mask.dtype),
+    )
+
+    valid = np.ones(x.shape, bool) if mask is None else mask
+    x = np.where(valid, x.astype(np.float64), 0.0)
+    Δ, w = (_by_label(v, x.ndim, axis) for v in (Δ, np.ones(2) if w is None else w))
+
+    q = _sigmoid_targets(t, valid)
+    by_weight, by_examples = _normalizers((q * w).sum(0), valid, reduction)
+    q = ((1 - label_smoothing) * q + label_smoothing / 2) * valid
+    a, b = alpha * q * w / by_weight, beta * q * w / by_examples
+    loss, grad = _sigmoid_mixture(x, a, b, Δ, gamma, scale)
+
+    value: Floats = loss if reduction == "none" else loss.sum()
+    return value, grad
+
+
+def _by_label(vector: Floats, ndim: int, axis: int) -> Floats:
+    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
+    if vector.ndim == 1:
+        return vector.reshape(2, *[1] * ndim)
+    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+
+
+def _sigmoid_targets(t: NDArray[Any], valid: NDArray[np.bool_]) -> Floats:
+    """Distributions over negative and positive (2, …) before smoothing; 0 for masked elements."""
+    t = np.where(valid, t.astype(np.float64), 0.0)
+    check_probability_range(t.min(initial=0), t.max(initial=0), "where")
+    return np.stack([1 - t, t]) * valid
+
+
+def _sigmoid_mixture(
+    x: Floats, a: Floats, b: Floats, Δ: Floats, γ: float, s: float
+) -> tuple[Floats, Floats]:
+    """a⁻ LDAM⁻ + a⁺ LDAM⁺ + b⁻ Focal⁻ + b⁺ Focal⁺ of each element, and its gradient."""
+    sign = np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        ω = sign * x
+        ldam, ldam_slope = _ldam(s * (ω - Δ), s)
+        focal, focal_slope = _focal(ω, γ)
+        loss = (_times(a, ldam) + _times(b, focal)).sum(0)
+        return loss, (sign * (a * ldam_slope + b * focal_slope)).sum(0)
 
 
 def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
@@ -277,7 +432,7 @@ def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
     return np.where(valid[:, None], np.eye(C)[y], 0.0)
 
 
-def _normalisers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> tuple[float, float]:
+def _normalizers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> tuple[float, float]:
     """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
@@ -344,6 +499,8 @@ def _times(coefficient: Floats, term: Floats) -> Floats:
 class _Loss:
     """The parameters of one loss; calling it calls ``lmf_loss``."""
 
+    _function = staticmethod(lmf_loss)
+
     def __init__(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
         check_reduction(reduction)
         self.margins, self.class_weight = parameters.margins, parameters.class_weight
@@ -351,12 +508,17 @@ class _Loss:
         self.gamma, self.scale = parameters.gamma, parameters.scale
         self.label_smoothing = parameters.label_smoothing
         self.axis, self.reduction = axis, reduction
+        self._config = parameters.config
+
+    def __repr__(self) -> str:
+        options = {"axis": self.axis, "reduction": self.reduction}
+        return f"{type(self).__name__}({arguments(self._config | options)})"
 
     def __call__(
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
     ) -> Floats:
         z = np.asarray(logits)
-        return lmf_loss(
+        return self._function(
             z,
             labels,
             np.zeros(z.shape[self.axis]) if self.margins is None else self.margins,
@@ -433,5 +595,53 @@ class FocalLoss(FocalConstructors, _Loss):
     ) -> None:
         parameters = focal_parameters(
             class_counts, gamma, max_margin, class_weight, label_smoothing
+        )
+        super().__init__(parameters, axis, reduction)
+
+
+class SigmoidLMFLoss(SigmoidConstructors, _Loss):
+    """``sigmoid_lmf_loss`` with margins and class weights from the counts of each label.
+
+    Args:
+        positive_counts: training examples in which the label is positive, at least 1: a number, or
+            (L,) for the L labels along ``axis``.
+        negative_counts: likewise; examples without an annotation belong to neither.
+        class_weight: a scheme's name, computed for each label from its two counts; float (2,) or
+            (L, 2), of negative and positive; or None.
+
+    The other parameters as ``LMFSpec``.
+
+    >>> loss = SigmoidLMFLoss(positive_counts=10, negative_counts=90)
+    >>> loss(np.array([-2.0, 0.5]), np.array([0, 1])).round(4)
+    np.float64(0.6874)
+    """
+
+    _function = staticmethod(sigmoid_lmf_loss)
+
+    def __init__(
+        self,
+        positive_counts: Any,
+        negative_counts: Any,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+    ) -> None:
+        parameters = sigmoid_parameters(
+            positive_counts,
+            negative_counts,
+            alpha,
+            beta,
+            gamma,
+            max_margin,
+            scale,
+            class_weight,
+            label_smoothing,
         )
         super().__init__(parameters, axis, reduction)

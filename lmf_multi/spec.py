@@ -20,6 +20,8 @@ Weights = Any
 REDUCTIONS = ("none", "sum", "mean", "batch_mean")
 SCHEMES = ("margin", "complement", "balanced", "effective")
 _COMPUTED_BY = {"margins": "class_margins", "class_weight": "class_weights"}
+# How far mixing labels in half precision may round beyond 0 or 1.
+PROBABILITY_SLACK = 0.01
 LOGIT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Of numbers, and of arrays inside a compiler.
@@ -232,7 +234,7 @@ def class_counts(
     """
     if num_classes is not None and (num_classes != int(num_classes) or num_classes < 1):
         raise ValueError(f"num_classes must be a positive whole number, got {num_classes}")
-    y = _as_numpy(labels)
+    y = as_numpy(labels)
     if y.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers, got {y.dtype}; take argmax of one-hot labels")
     y = y.ravel()
@@ -346,6 +348,59 @@ def _check_labels(labels: Shape, dtype: str, logits: Shape, examples: Shape) -> 
     return False
 
 
+def check_sigmoid_inputs(
+    logits: tuple[Shape, Any],
+    labels: tuple[Shape, Any],
+    axis: int,
+    vectors: Mapping[str, Shape | None],
+    where: tuple[Shape, Any] | None = None,
+) -> bool:
+    """As ``check_inputs``, for the sigmoid form: labels, mask and loss have the logits' shape.
+
+    Args:
+        axis: the label axis of the logits, for per-label arrays (L, 2).
+        vectors: shapes of the arrays over negative and positive, None for an absent one.
+
+    Returns:
+        True for labels in floating point, False for booleans and integers.
+    """
+    shape, dtype = logits[0], _dtype_name(logits[1])
+    if dtype not in LOGIT_DTYPES:
+        raise TypeError(f"logits must be one of {', '.join(LOGIT_DTYPES)}, got {dtype}")
+    for name, vector in vectors.items():
+        if vector is None or _agree(vector, (2,)):
+            continue
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(f"logits must have the label axis {axis}, got shape {shape}")
+        if not _agree(vector, (shape[axis], 2)):
+            raise ValueError(
+                f"{name} must have shape (2,) or ({shape[axis]}, 2), negative and positive of each "
+                f"label of the logits {shape}, got {vector}; check positive_counts"
+            )
+    kind = _dtype_name(labels[1])
+    soft = kind in LOGIT_DTYPES
+    if not soft and not kind.startswith(("bool", "int", "uint")):
+        raise TypeError(f"labels must be 0 and 1, bool or probabilities, got {kind}")
+    if not _agree(labels[0], shape):
+        raise ValueError(f"labels must have the logits' shape {shape}, got {labels[0]}")
+    if where is not None:
+        if _dtype_name(where[1]) != "bool":
+            raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
+        if not _agree(where[0], shape):
+            raise ValueError(f"where must have the logits' shape {shape}, got {where[0]}")
+    return soft
+
+
+def check_probability_range(smallest: float, largest: float, mask: str) -> None:
+    """Refuse labels of the sigmoid form outside [0, 1]; NaN is left to spoil its own loss."""
+    if smallest < -PROBABILITY_SLACK or largest > 1 + PROBABILITY_SLACK:
+        got = smallest if smallest < -PROBABILITY_SLACK else largest
+        raise ValueError(
+            f"labels must be in [0, 1], got {got:g}; mask labels that were not annotated "
+            f"with {mask}"
+        )
+
+
 def check_label_range(smallest: int, largest: int, num_classes: int, mask: str) -> None:
     """Refuse labels outside [0, C); the bounds are those of the labels that are not masked."""
     if smallest < 0 or largest >= num_classes:
@@ -368,7 +423,7 @@ def _dtype_name(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
-def _as_numpy(values: Any) -> NDArray[Any]:
+def as_numpy(values: Any) -> NDArray[Any]:
     if hasattr(values, "detach"):  # a PyTorch tensor, perhaps on a GPU
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
@@ -386,7 +441,7 @@ def as_counts(class_counts: Counts) -> tuple[int, ...]:
         class_counts = class_counts.to_dict()
     if isinstance(class_counts, Mapping):
         class_counts = _mapped_counts(class_counts)
-    n = _as_numpy(class_counts)
+    n = as_numpy(class_counts)
     if n.dtype.kind not in "iuf":
         raise TypeError(f"class_counts must be numbers, got {class_counts!r}")
     if n.ndim != 1 or n.size < 2:
@@ -394,16 +449,33 @@ def as_counts(class_counts: Counts) -> tuple[int, ...]:
             "class_counts must hold one count for each of at least 2 classes, "
             f"got shape {n.shape}; count labels with lmf_multi.class_counts"
         )
+    return _whole(n, "class_counts", "class", "drop the class or merge it with another")
+
+
+def as_label_counts(name: str, counts: Any) -> tuple[int, ...] | int:
+    """Positives or negatives of one label (a number) or of each label (L,), checked."""
+    n = as_numpy(counts)
+    if n.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be numbers, got {counts!r}")
+    if n.ndim > 1 or n.size == 0:
+        raise ValueError(
+            f"{name} must be a number, or hold one for each label, got shape {n.shape}"
+        )
+    whole = _whole(n.reshape(-1), name, "label", "leave the label out of the loss")
+    return whole[0] if n.ndim == 0 else whole
+
+
+def _whole(n: NDArray[Any], name: str, what: str, remedy: str) -> tuple[int, ...]:
     for j, count in enumerate(n.tolist()):
         if not math.isfinite(count) or count != int(count):
             raise ValueError(
-                f"class_counts must be whole numbers, got {count} for class {j}; "
+                f"{name} must be whole numbers, got {count} for {what} {j}; "
                 "pass numbers of examples, not frequencies"
             )
         if count < 1:
             raise ValueError(
-                f"class_counts must be at least 1 for every class, got {int(count)} for class {j}; "
-                "drop the class or merge it with another"
+                f"{name} must be at least 1 for every {what}, got {int(count)} for {what} {j}; "
+                f"{remedy}"
             )
     return tuple(int(count) for count in n.tolist())
 
@@ -430,7 +502,7 @@ def _mapped_counts(counts: Mapping[Any, Any]) -> list[Any]:
 
 
 def _as_weights(class_weight: Weights, num_classes: int | None) -> Floats:
-    w = _as_numpy(class_weight)
+    w = as_numpy(class_weight)
     if w.dtype.kind not in "iuf":
         raise TypeError(f"class_weight must be numbers, a name or None, got {class_weight!r}")
     if w.ndim != 1 or (num_classes is not None and w.size != num_classes):
