@@ -155,8 +155,8 @@ def sigmoid_parameters(
         for values in zip(*((each.margins, each.class_weight) for each in labels), strict=True)
     )
     config = {
-        "positive_counts": positive if not shape else list(positive),
-        "negative_counts": negative if not shape else list(negative),
+        "positive_counts": n[:, 1].tolist() if shape else positive,
+        "negative_counts": n[:, 0].tolist() if shape else negative,
         **labels[0].config,
         "class_weight": class_weight,
     }

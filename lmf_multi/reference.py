@@ -8,7 +8,7 @@ N examples, C classes. Every other implementation keeps these steps, their order
 4. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
 5. ``_ldam``, ``_focal``: a term from its one-vs-rest log-odds, and its slope.
 
-The sigmoid form has the same steps, ``_sigmoid_targets`` and ``_sigmoid_mixture`` in place of 2 and 4.
+The sigmoid form has the same steps, with ``_sigmoid_targets`` and ``_sigmoid_mixture`` for 2 and 4.
 
 The fast implementations compute the labelled class alone (``_one_class``) or all of them together
 (``_all_classes``); here each class is computed by itself.

@@ -424,6 +424,7 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def as_numpy(values: Any) -> NDArray[Any]:
+    """An array of numbers in any form that users hold them."""
     if hasattr(values, "detach"):  # a PyTorch tensor, perhaps on a GPU
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values

@@ -37,9 +37,13 @@ def mixture(
     b: Tensor | None,
     γ: float,
     s: float,
-    axis: int,
+    axis: int | None,
 ) -> Tensor:
-    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes."""
+    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
+
+    Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
+    Δ, a and b hold negative and positive along a first axis.
+    """
     coefficients = [c for c in (a, b) if c is not None]
     if torch.is_grad_enabled() and any(c.requires_grad for c in coefficients):
         # a distribution that is learned too: leave both gradients to autograd
@@ -74,7 +78,8 @@ class _ClosedForm(torch.autograd.Function):
         z, y, masked, Δ, a, b, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             grad = _value_and_grad(z, y, masked, Δ, a, b, *ctx.settings)[1]
-        return (upstream.unsqueeze(ctx.axis) * grad).to(z.dtype), *[None] * 8
+        upstream = upstream if ctx.axis is None else upstream.unsqueeze(ctx.axis)
+        return (upstream * grad).to(z.dtype), *[None] * 8
 
 
 class _ClosedFormForward(_ClosedForm):
@@ -82,7 +87,8 @@ class _ClosedFormForward(_ClosedForm):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
-        return (ctx.saved_tensors[-1] * tangent).sum(ctx.axis), None
+        change = ctx.saved_tensors[-1] * tangent
+        return change if ctx.axis is None else change.sum(ctx.axis), None
 
 
 def _value_and_grad(
@@ -94,9 +100,11 @@ def _value_and_grad(
     b: Tensor | None,
     γ: float,
     s: float,
-    axis: int,
+    axis: int | None,
 ) -> tuple[Tensor, Tensor]:
     z = z if z.dtype == torch.float64 else z.float()
+    if axis is None:
+        return _sigmoid(z, y, Δ, a, b, γ, s)
     if y is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
     return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
@@ -108,15 +116,15 @@ def _value_and_grad_in_pieces(z: Tensor, *arguments: Any) -> tuple[Tensor, Tenso
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     loss, grad = torch.empty_like(arrays[0], dtype=dtype), torch.empty_like(z, dtype=dtype)
     for piece in _pieces(z.shape, axis):
-        rows = piece[:axis] + piece[axis + 1 :]
+        rows = piece if axis is None else piece[:axis] + piece[axis + 1 :]
         y, masked, Δ, a, b = (None if array is None else array[rows] for array in arrays)
         loss[rows], grad[piece] = _value_and_grad(z[piece], y, masked, Δ, a, b, γ, s, axis)
     return loss, grad
 
 
-def _pieces(shape: torch.Size, axis: int) -> Iterator[tuple[slice, ...]]:
+def _pieces(shape: torch.Size, axis: int | None) -> Iterator[tuple[slice, ...]]:
     """Slices over all axes but the class axis, of at most ``_PIECE`` elements where possible."""
-    choices, elements = [[slice(None)] for _ in shape], shape[axis]
+    choices, elements = [[slice(None)] for _ in shape], 1 if axis is None else shape[axis]
     for i in reversed([i for i in range(len(shape)) if i != axis]):
         step = max(1, _PIECE // elements)
         choices[i] = [slice(start, start + step) for start in range(0, shape[i], step)]
@@ -236,6 +244,39 @@ def _all_classes(
     return _sum(losses).sum(axis).to(z.dtype), _sum(grads).to(z.dtype)
 
 
+def _sigmoid(
+    x: Tensor,
+    positive: Tensor | None,
+    Δ: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
+    γ: float,
+    s: float,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
+    if positive is None:
+        sign = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device).view(2, *[1] * x.dim())
+    else:
+        sign = torch.where(positive, 1.0, -1.0).to(x.dtype)
+    ω = _widened(sign * x)
+
+    losses, slopes = [], []
+    if a is not None and Δ is not None:
+        ldam, slope = _ldam(s * (ω - Δ), s)
+        losses.append(_times(a, ldam))
+        slopes.append(a * slope)
+    if b is not None:
+        focal, slope = _focal(ω, γ)
+        losses.append(_times(b, focal))
+        slopes.append(b * slope)
+    if not losses:
+        return torch.zeros_like(x), torch.zeros_like(x)
+    loss, grad = _sum(losses), sign * _sum(slopes)
+    if positive is None:
+        loss, grad = loss.sum(0), grad.sum(0)
+    return loss.to(x.dtype), grad.to(x.dtype)
+
+
 def _sums_of_others(
     e: Tensor, e_others: Tensor, is_top: Tensor, axis: int
 ) -> tuple[Tensor, Tensor]:
@@ -253,7 +294,11 @@ def _chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis:
 
 def _difference(z: Tensor, M: Tensor) -> Tensor:
     """z - M, and with it all that follows, in float64: s multiplies float32's rounding errors."""
-    return z - M if z.device.type == "mps" else z.double() - M.double()  # MPS has no float64
+    return _widened(z) - _widened(M)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()  # MPS has no float64
 
 
 def _ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from lmf_multi.spec import (
+    PROBABILITY_SLACK,
     Reduction,
     check_inputs,
     check_label_range,
     check_parameters,
+    check_probability_range,
     check_reduction,
+    check_sigmoid_inputs,
     check_vectors,
 )
 from lmf_multi.torch._closed_form import mixture, readable
@@ -139,6 +142,54 @@ def focal_loss(
     )
 
 
+def sigmoid_lmf_loss(
+    input: Tensor,
+    target: Tensor,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    where: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The sigmoid form, as :func:`lmf_multi.reference.sigmoid_lmf_loss` defines it.
+
+    Args:
+        input: float, any shape, log-odds of the positive, nats.
+        target: the input's shape: 0 and 1, bool, or float, the probability of the positive.
+        margins: float (2,), or (L, 2) for the L labels along axis 1 (axis 0 of 1-D input): of the
+            negative and of the positive.
+        class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        where: bool, the input's shape; False leaves an element out.
+        ignore_index: elements with this target take no part either.
+
+    The other arguments, results and errors as :func:`lmf_loss`; "none" gives the input's shape.
+
+    >>> logits, labels = torch.tensor([-2.0, 0.5]), torch.tensor([0, 1])
+    >>> sigmoid_lmf_loss(logits, labels, margins=[0.1, 0.5])
+    tensor(0.5775)
+    """
+    return masked_sigmoid_loss(
+        input,
+        target,
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        ignore_index,
+        reduction,
+        where=where,
+    )
+
+
 def masked_loss(
     input: Tensor,
     target: Tensor,
@@ -151,11 +202,10 @@ def masked_loss(
     label_smoothing: float,
     ignore_index: int,
     reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    _check_tensors(input=input, target=target)
     check_reduction(reduction)
     loss = compute_loss(
         input,
@@ -171,8 +221,93 @@ def masked_loss(
         where=None if target.is_floating_point() else target != ignore_index,
         mask_name=f"ignore_index={ignore_index}",
         reduction=reduction,
+        totals=totals,
     )
     return loss if reduction == "none" else loss.sum()
+
+
+def masked_sigmoid_loss(
+    input: Tensor,
+    target: Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None = None,
+    where: Tensor | None = None,
+) -> Tensor:
+    """``sigmoid_lmf_loss`` with both its masks."""
+    _check_tensors(input=input, target=target)
+    check_reduction(reduction)
+    loss = compute_sigmoid_loss(
+        input,
+        target,
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        axis=min(1, max(input.dim() - 1, 0)),
+        where=annotated(target, ignore_index, where),
+        mask_name=f"where or ignore_index={ignore_index}",
+        reduction=reduction,
+        totals=totals,
+    )
+    return loss if reduction == "none" else loss.sum()
+
+
+def total_weight_and_examples(
+    target: Tensor, class_weight: Any, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
+    _check_tensors(target=target)
+    dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+    w = _vector("class_weight", class_weight, dtype, target.device)
+    if target.is_floating_point():
+        axis = min(1, target.dim() - 1)
+        q, presence = _soft_targets(target, axis, None, dtype)
+        by_class = [-1] + [1] * (target.dim() - 1 - axis)
+        return (q if w is None else q * w.view(by_class)).sum(axis), presence
+    C = torch.iinfo(target.dtype).max if w is None else len(w)  # the loss itself checks the labels
+    where, mask_name = target != ignore_index, f"ignore_index={ignore_index}"
+    y, presence, _ = _targets(target, C, where, mask_name, dtype)
+    return presence if w is None else presence * _at(w, y), presence
+
+
+def total_sigmoid_weight_and_examples(
+    target: Tensor, class_weight: Any, ignore_index: int, where: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same for the sigmoid form."""
+    _check_tensors(target=target)
+    dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+    w = _vector("class_weight", class_weight, dtype, target.device)
+    w = None if w is None else by_label(w, target.dim(), min(1, max(target.dim() - 1, 0)))
+    where = annotated(target, ignore_index, where)
+    t, presence = sigmoid_targets(target, where, f"where or ignore_index={ignore_index}", dtype)
+    return sigmoid_weights(t, presence, w), presence
+
+
+def _check_tensors(**tensors: Any) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def annotated(target: Tensor, ignore_index: int, where: Tensor | None) -> Tensor | None:
+    """The elements that neither mask leaves out."""
+    if where is not None:
+        _check_tensors(where=where)
+    if target.dtype == torch.bool:
+        return where
+    valid = target != ignore_index
+    return valid if where is None or where.shape != valid.shape else valid & where
 
 
 def compute_loss(
@@ -190,8 +325,12 @@ def compute_loss(
     where: Tensor | None,
     mask_name: str,
     reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """What each example contributes to the reduced loss; ``reduction`` is their sum."""
+    """What each example contributes to the reduced loss; ``reduction`` is their sum.
+
+    ``totals`` replaces the batch's total class weight and number of examples in the means.
+    """
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
@@ -213,15 +352,13 @@ def compute_loss(
     axis = axis % z.dim()
     C, by_class = z.shape[axis], [-1] + [1] * (z.dim() - 1 - axis)
     if soft:
-        presence = torch.ones_like(z.select(axis, 0), dtype=dtype)
-        presence = presence if where is None else where.to(dtype)
+        q, presence = _soft_targets(y, axis, where, dtype)
         present = presence.unsqueeze(axis)
-        q = torch.where(present == 0, 0.0, y.to(dtype))
         W = (q if w is None else q * w.view(by_class)).sum(axis)
     else:
         y, presence, masked = _targets(y, C, where, mask_name, dtype)
         W = presence if w is None else presence * _at(w, y)
-    by_weight, by_examples = _normalisers(W, presence, reduction)
+    by_weight, by_examples = _normalizers(totals or (W, presence), reduction)
 
     if not soft and label_smoothing == 0:
         a = None if alpha == 0 else W * (alpha / by_weight)
@@ -239,6 +376,90 @@ def compute_loss(
     return mixture(z, None, None, Δ, a, b, gamma, scale, axis)
 
 
+def compute_sigmoid_loss(
+    x: Tensor,
+    t: Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    *,
+    axis: int,
+    where: Tensor | None,
+    mask_name: str,
+    reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What each element contributes to the reduced loss, as ``compute_loss``."""
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    check_vectors(margins=margins, class_weight=class_weight)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    Δ = _vector("margins", margins, dtype, x.device)
+    w = _vector("class_weight", class_weight, dtype, x.device)
+    soft = check_sigmoid_inputs(
+        (tuple(x.shape), x.dtype),
+        (tuple(t.shape), t.dtype),
+        axis,
+        {
+            "margins": None if Δ is None else tuple(Δ.shape),
+            "class_weight": None if w is None else tuple(w.shape),
+        },
+        None if where is None else (tuple(where.shape), where.dtype),
+    )
+
+    Δ, w = (None if v is None else by_label(v, x.dim(), axis) for v in (Δ, w))
+    t, presence = sigmoid_targets(t, where, mask_name, dtype)
+    W = sigmoid_weights(t, presence, w)
+    by_weight, by_examples = _normalizers(totals or (W, presence), reduction)
+    x = x if where is None else torch.where(where, x, 0.0)
+
+    if not soft and label_smoothing == 0:
+        positive = t == 1
+        a = None if alpha == 0 else W * (alpha / by_weight)
+        b = None if beta == 0 else W * (beta / by_examples)
+        Δ = None if Δ is None else torch.where(positive, Δ[1], Δ[0])
+        return mixture(x, positive, None, Δ, a, b, gamma, scale, None)
+
+    q = torch.stack([1 - t, t])
+    q = ((1 - label_smoothing) * q + label_smoothing / 2) * presence
+    share = q if w is None else q * w
+    a = None if alpha == 0 else share * (alpha / by_weight)
+    b = None if beta == 0 else share * (beta / by_examples)
+    return mixture(x, None, None, Δ, a, b, gamma, scale, None)
+
+
+def by_label(vector: Tensor, ndim: int, axis: int) -> Tensor:
+    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
+    if vector.dim() == 1:
+        return vector.view(2, *[1] * ndim)
+    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+
+
+def sigmoid_targets(
+    t: Tensor, where: Tensor | None, mask_name: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Probabilities; each element's presence, 1, 0 for a masked one, NaN out of range."""
+    t = t.to(dtype) if where is None else torch.where(where, t, 0).to(dtype)
+    presence = torch.ones_like(t, requires_grad=False) if where is None else where.to(dtype)
+    if not readable(t):
+        inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
+        return t, torch.where(inside, presence, torch.nan)
+    if t.numel():
+        smallest, largest = torch.aminmax(t.detach())
+        check_probability_range(float(smallest), float(largest), mask_name)
+    return t, presence
+
+
+def sigmoid_weights(t: Tensor, presence: Tensor, w: Tensor | None) -> Tensor:
+    """Each element's class weight; exactly that of its class where t is 0 or 1."""
+    return presence if w is None else presence * ((1 - t) * w[0] + t * w[1])
+
+
 def _vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """A constant array over the classes, where and how the logits need it."""
     if values is None:
@@ -253,6 +474,15 @@ def _vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) ->
 def _at(vector: Tensor, y: Tensor) -> Tensor:
     """``vector[y]``, which vmap cannot batch for a single label."""
     return vector.gather(0, y.reshape(-1)).view(y.shape)
+
+
+def _soft_targets(
+    y: Tensor, axis: int, where: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Distributions, 0 for masked examples, and each example's presence."""
+    presence = torch.ones_like(y.select(axis, 0), dtype=dtype, requires_grad=False)
+    presence = presence if where is None else where.to(dtype)
+    return torch.where(presence.unsqueeze(axis) == 0, 0.0, y.to(dtype)), presence
 
 
 def _targets(
@@ -272,12 +502,13 @@ def _targets(
     return y, presence, masked
 
 
-def _normalisers(
-    W: Tensor, presence: Tensor, reduction: Reduction
+def _normalizers(
+    totals: tuple[Tensor, Tensor], reduction: Reduction
 ) -> tuple[Tensor | float, Tensor | float]:
-    """What the sums over LDAM and over focal are divided by."""
+    """What the sums over LDAM and over focal are divided by: total class weight and examples."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
+    W, presence = totals
     N = presence.sum().clamp(min=1)
     if reduction == "batch_mean":
         return N, N

@@ -1,7 +1,9 @@
 """The losses as modules: arrays from class counts, remembered for ``lmf_loss``."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,12 @@ from lmf_multi._constructors import (
     LDAMConstructors,
     LMFConstructors,
     Parameters,
+    SigmoidConstructors,
+    arguments,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    sigmoid_parameters,
 )
 from lmf_multi.spec import (
     Counts,
@@ -20,7 +25,13 @@ from lmf_multi.spec import (
     Weights,
     check_reduction,
 )
-from lmf_multi.torch._functional import masked_loss
+from lmf_multi.torch._distributed import check_group, group_size, group_totals
+from lmf_multi.torch._functional import (
+    masked_loss,
+    masked_sigmoid_loss,
+    total_sigmoid_weight_and_examples,
+    total_weight_and_examples,
+)
 
 
 class _Loss(nn.Module):
@@ -32,10 +43,19 @@ class _Loss(nn.Module):
 
     margins: Tensor | None
     class_weight: Tensor | None
+    build: Callable[..., Parameters]
+    _function = staticmethod(masked_loss)
 
-    def __init__(self, parameters: Parameters, ignore_index: int, reduction: Reduction) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        ignore_index: int,
+        reduction: Reduction,
+        process_group: Any,
+    ) -> None:
         super().__init__()
         check_reduction(reduction)
+        check_group(process_group, reduction)
         for name in ("margins", "class_weight"):
             values = getattr(parameters, name)
             buffer = None if values is None else torch.tensor(values, dtype=torch.float64)
@@ -45,10 +65,71 @@ class _Loss(nn.Module):
         self.label_smoothing = parameters.label_smoothing
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
+        self.process_group = process_group
+        self._config = parameters.config
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, C, …) and labels, as :func:`lmf_loss` takes them."""
-        return masked_loss(
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        normalizers: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of logits (N, C, …) and labels, as :func:`lmf_loss` takes them.
+
+        Args:
+            input: float (N, C, …), logits, nats.
+            target: integer (N, …), or float of the input's shape.
+            normalizers: what ``normalizers`` returns for a larger batch, of which this is a part;
+                the parts' losses then sum to its mean.
+        """
+        return self._reduced(input, target, {}, normalizers)
+
+    def normalizers(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What a batch with these labels divides its means by; add them up over micro-batches.
+
+        Returns:
+            Total class weight and number of examples that are not ignored, () each; of the whole
+            process group if there is one.
+        """
+        return group_totals(self._totals(target), self.process_group)
+
+    def set_class_weight(self, class_weight: Weights) -> None:
+        """Replace the class weights, in place, so that a compiled step is not compiled again.
+
+        Args:
+            class_weight: what the constructor takes; None gives ones.
+        """
+        parameters = self.build(**(self._config | {"class_weight": class_weight}))
+        weights = parameters.class_weight
+        if weights is None:
+            reference = parameters.margins if self.class_weight is None else self.class_weight
+            if reference is None:  # focal without weights, now as before
+                return
+            weights = np.ones(tuple(reference.shape))
+        if self.class_weight is None:
+            device = "cpu" if self.margins is None else self.margins.device
+            self.class_weight = torch.tensor(weights, dtype=torch.float64, device=device)
+        else:
+            with torch.no_grad():
+                self.class_weight.copy_(torch.tensor(weights, dtype=torch.float64))
+        self._config = parameters.config
+
+    def _reduced(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: dict[str, Tensor | None],
+        totals: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        averaged = self.reduction in ("mean", "batch_mean")
+        if totals is not None and not averaged:
+            raise ValueError(
+                f"normalizers need the reduction 'mean' or 'batch_mean', got {self.reduction!r}"
+            )
+        if totals is None and averaged and self.process_group is not None:
+            totals = group_totals(self._totals(target, **mask), self.process_group)
+        loss = self._function(
             input,
             target,
             self.margins,
@@ -60,7 +141,13 @@ class _Loss(nn.Module):
             self.label_smoothing,
             self.ignore_index,
             self.reduction,
+            totals,
+            **mask,
         )
+        return loss if self.process_group is None else loss * group_size(self.process_group)
+
+    def _totals(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        return total_weight_and_examples(target, self.class_weight, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loss":
         device = fn(torch.empty(0)).device
@@ -71,11 +158,10 @@ class _Loss(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return (
-            f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, scale={self.scale}, "
-            f"label_smoothing={self.label_smoothing}, ignore_index={self.ignore_index}, "
-            f"reduction={self.reduction!r}"
-        )
+        options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
+        if self.process_group is not None:
+            options["process_group"] = self.process_group
+        return arguments(self._config | options)
 
 
 class LMFLoss(LMFConstructors, _Loss):
@@ -85,6 +171,9 @@ class LMFLoss(LMFConstructors, _Loss):
         class_counts: training examples of each class (C,), in label order, at least 1 each.
         ignore_index: examples with this integer label take no part.
         reduction: ``"mean"``, ``"batch_mean"``, ``"sum"`` or ``"none"``.
+        process_group: a ``torch.distributed`` process group, or ``"world"`` for all processes: the
+            reduction is then over all their batches, so that the gradients that DDP averages are
+            those of one process with the whole batch, and so are the averaged losses.
 
     >>> criterion = LMFLoss([90, 10])
     >>> criterion(torch.tensor([[2.0, 0.0], [0.5, 1.0]]), torch.tensor([0, 1]))
@@ -104,11 +193,12 @@ class LMFLoss(LMFConstructors, _Loss):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        process_group: Any = None,
     ) -> None:
         parameters = lmf_parameters(
             class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        super().__init__(parameters, ignore_index, reduction)
+        super().__init__(parameters, ignore_index, reduction, process_group)
 
 
 class LDAMLoss(LDAMConstructors, _Loss):
@@ -128,9 +218,10 @@ class LDAMLoss(LDAMConstructors, _Loss):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        process_group: Any = None,
     ) -> None:
         parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
-        super().__init__(parameters, ignore_index, reduction)
+        super().__init__(parameters, ignore_index, reduction, process_group)
 
 
 class FocalLoss(FocalConstructors, _Loss):
@@ -150,8 +241,78 @@ class FocalLoss(FocalConstructors, _Loss):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
+        process_group: Any = None,
     ) -> None:
         parameters = focal_parameters(
             class_counts, gamma, max_margin, class_weight, label_smoothing
         )
-        super().__init__(parameters, ignore_index, reduction)
+        super().__init__(parameters, ignore_index, reduction, process_group)
+
+
+class SigmoidLMFLoss(SigmoidConstructors, _Loss):
+    """``sigmoid_lmf_loss`` with margins and class weights from the counts of each label.
+
+    Args:
+        positive_counts: training examples in which the label is positive, at least 1: a number, or
+            (L,) for the L labels along axis 1 (axis 0 of 1-D input).
+        negative_counts: likewise; examples without an annotation belong to neither.
+        class_weight: a scheme's name, computed for each label from its two counts; float (2,) or
+            (L, 2), of negative and positive; or None.
+
+    The other arguments as ``LMFLoss``.
+
+    >>> criterion = SigmoidLMFLoss(positive_counts=10, negative_counts=90)
+    >>> criterion(torch.tensor([-2.0, 0.5]), torch.tensor([0, 1]))
+    tensor(0.6874)
+    """
+
+    _function = staticmethod(masked_sigmoid_loss)
+
+    def __init__(
+        self,
+        positive_counts: Any,
+        negative_counts: Any,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        process_group: Any = None,
+    ) -> None:
+        parameters = sigmoid_parameters(
+            positive_counts,
+            negative_counts,
+            alpha,
+            beta,
+            gamma,
+            max_margin,
+            scale,
+            class_weight,
+            label_smoothing,
+        )
+        super().__init__(parameters, ignore_index, reduction, process_group)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        where: Tensor | None = None,
+        normalizers: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of log-odds and labels of one shape, as :func:`sigmoid_lmf_loss` takes them."""
+        return self._reduced(input, target, {"where": where}, normalizers)
+
+    def normalizers(self, target: Tensor, *, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What a batch with these labels divides its means by; add them up over micro-batches."""
+        return group_totals(self._totals(target, where), self.process_group)
+
+    def _totals(self, target: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return total_sigmoid_weight_and_examples(
+            target, self.class_weight, self.ignore_index, where
+        )
