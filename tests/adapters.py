@@ -42,9 +42,7 @@ class Adapter:
         return self.mode != "vmap" or plan.reduction == "none"
 
     def loss(self, case, **options):
-        return getattr(self.losses, CLASSES[case.term])(
-            case.class_counts, **case.options, **options
-        )
+        return getattr(self.losses, CLASSES[case.term])(*case.counts, **case.options, **options)
 
     def call_function(self, case, **static):
         """The function, and what it is called with besides the arrays."""
@@ -63,12 +61,16 @@ class Adapter:
         ones = np.ones(shape if case.reduction == "none" else ())
         arrays["upstream"] = ones if case.upstream is None else case.upstream
         by_class = ("z", "y") if case.soft else ("z",)
-        if self.mode == "vmap":
+        if case.by_element:
+            by_class = tuple(arrays) if case.reduction == "none" else ("z", "y", "where")
+        if self.mode == "vmap" and case.by_element:
+            arrays = {k: a.ravel() for k, a in arrays.items()}
+        elif self.mode == "vmap":
             arrays = {
                 k: a.reshape(-1, C) if k in by_class else a.ravel() for k, a in arrays.items()
             }
         else:
-            for name in by_class:
+            for name in set(by_class) & set(arrays):
                 arrays[name] = np.moveaxis(arrays[name], -1, axis)
         dtypes = {
             "z": case.dtype,
@@ -82,6 +84,8 @@ class Adapter:
             return result._replace(
                 value=result.value.reshape(shape), grad=result.grad.reshape(case.logits.shape)
             )
+        if case.by_element and case.reduction == "none":
+            result = result._replace(value=np.moveaxis(result.value, axis, -1))
         return result._replace(grad=np.moveaxis(result.grad, axis, -1))
 
 
@@ -107,7 +111,7 @@ class Torch(Adapter):
     traced_modes = ("compile", "vmap")
 
     def takes(self, plan):
-        maskable = not (plan.soft and plan.masked)
+        maskable = plan.by_element or not (plan.soft and plan.masked)
         mappable = self.mode != "vmap" or 0 not in plan.batch_shape  # vmap refuses an empty axis
         return super().takes(plan) and maskable and mappable
 
@@ -115,7 +119,7 @@ class Torch(Adapter):
         return min(1, case.logits.ndim - 1)
 
     def call(self, case, arrays, axis):
-        if "where" in arrays:
+        if "where" in arrays and (self.mode == "vmap" or not case.by_element):
             arrays["y"] = np.where(arrays.pop("where"), arrays["y"], -100)
         if case.as_class:
             return class_call, self.loss(case, reduction=case.reduction)
@@ -164,7 +168,7 @@ class Keras(Adapter):
 
     def takes(self, plan):
         if plan.as_class:
-            return not (plan.soft and plan.masked)
+            return plan.by_element or not (plan.soft and plan.masked)
         return plan.reduction == "none"  # functions give one value for each example
 
     def call(self, case, arrays, axis):

@@ -1,6 +1,6 @@
 """One call of a loss, the same for every framework: its inputs, its exact result, its tolerance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,8 +24,14 @@ NUMBERS = {
     "lmf": ("alpha", "beta", "gamma", "scale", "label_smoothing"),
     "ldam": ("scale", "label_smoothing"),
     "focal": ("gamma", "label_smoothing"),
+    "sigmoid_lmf": ("alpha", "beta", "gamma", "scale", "label_smoothing"),
 }
-CLASSES = {"lmf": "LMFLoss", "ldam": "LDAMLoss", "focal": "FocalLoss"}
+CLASSES = {
+    "lmf": "LMFLoss",
+    "ldam": "LDAMLoss",
+    "focal": "FocalLoss",
+    "sigmoid_lmf": "SigmoidLMFLoss",
+}
 
 
 def loss_dtype(dtype):
@@ -71,6 +77,13 @@ class Case:
     label_dtype: str = "int32"
     axis: int = -1  # where the framework's class axis is, if it can be anywhere
     as_class: bool = False  # LMFLoss(class_counts) instead of lmf_loss(…, margins)
+
+    by_element = False  # labels, mask and loss have the logits' shape
+
+    @property
+    def counts(self):
+        """What the class is built from."""
+        return (self.class_counts,)
 
     @property
     def soft(self):
@@ -176,3 +189,75 @@ class Case:
         overflows = np.abs(grad) > LARGEST[self.dtype]
         grad = np.where(overflows, np.copysign(np.inf, grad), grad)
         assert_within(result.grad, grad, bound + tiny, f"gradient of {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class SigmoidCase(Case):
+    """``class_counts`` are (negative, positive), numbers or (L,) each; labels are last."""
+
+    term: str = "sigmoid_lmf"
+    by_element = True
+
+    @property
+    def counts(self):
+        negative, positive = self.class_counts
+        return positive, negative
+
+    @property
+    def batch_shape(self):
+        return self.logits.shape
+
+    @property
+    def shares(self):
+        return self.alpha, self.beta
+
+    @cached_property
+    def margins(self):
+        n = np.stack(self.class_counts, -1)
+        margins = [class_margins(each, self.max_margin) for each in n.reshape(-1, 2).tolist()]
+        return rounded(np.reshape(margins, n.shape), loss_dtype(self.dtype))
+
+    @cached_property
+    def weights(self):
+        if self.class_weight is None or not isinstance(self.class_weight, str):
+            w = self.class_weight
+            return w if w is None else rounded(w, loss_dtype(self.dtype))
+        n, options = np.stack(self.class_counts, -1), {"max_margin": self.max_margin}
+        w = [class_weights(each, self.class_weight, **options) for each in n.reshape(-1, 2)]
+        return rounded(np.reshape(w, n.shape), loss_dtype(self.dtype))
+
+    @property
+    def vectors(self):
+        return [self.margins, self.weights]
+
+    @cached_property
+    def exact(self):
+        value, grad = super().exact if self.upstream is None else replace(self, upstream=None).exact
+        return value, grad if self.upstream is None else grad * self.upstream
+
+    def _reference(self, labels, alpha, beta, **options):
+        numbers = {"alpha": alpha, "beta": beta, "gamma": self.gamma, "scale": self.scale}
+        return reference.sigmoid_lmf_loss_and_grad(
+            self.logits, labels, self.margins, self.weights, **numbers, **options
+        )
+
+    @cached_property
+    def gradient_size(self):
+        """Sizes of the contributions of both classes and terms, which cancel, by element."""
+        if not self.soft and self.label_smoothing == 0:
+            return np.abs(self.exact[1])
+        where = np.ones(self.batch_shape, bool) if self.where is None else self.where
+        t = np.where(where, self.labels, 0.0)
+        w = np.ones(2) if self.weights is None else self.weights
+        W = ((1 - t) * w[..., 0] + t * w[..., 1]) * where
+        by_weight = W.sum() or 1.0 if self.reduction == "mean" else 1.0
+        by_examples = max(where.sum(), 1) if "mean" in self.reduction else 1.0
+        t = (1 - self.label_smoothing) * t + self.label_smoothing / 2
+        size = np.zeros(self.batch_shape)
+        for label, q in ((0, 1 - t), (1, t)):
+            options = {"where": where, "reduction": "none"}
+            labels = np.full(where.shape, label)
+            _, ldam = self._reference(labels, self.alpha / by_weight, 0.0, **options)
+            _, focal = self._reference(labels, 0.0, self.beta / by_examples, **options)
+            size += q * (np.abs(ldam) + np.abs(focal))
+        return size if self.upstream is None else size * np.abs(self.upstream)

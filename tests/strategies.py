@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.cases import Case, loss_dtype, rounded
+from tests.cases import Case, SigmoidCase, loss_dtype, rounded
 from tests.hard import GAMMAS, SCALES
 
 
@@ -25,6 +25,7 @@ class Plan:
     reduction: str = "none"
     as_class: bool = False
     axis: int = -1
+    by_element: bool = False
 
     @property
     def soft(self):
@@ -117,6 +118,94 @@ def cases(draw, backend):
         tuple(draw(st.lists(st.integers(1, 500), min_size=C, max_size=C))),
         weights,
         plan.term,
+        alpha=draw(st.sampled_from([0.25, 1.5])),
+        beta=draw(st.sampled_from([0.5, 1.0])),
+        gamma=draw(st.sampled_from(GAMMAS)),
+        scale=draw(st.sampled_from(SCALES)),
+        max_margin=draw(st.sampled_from([0.1, 0.5])),
+        label_smoothing=draw(st.sampled_from([0.05, 0.1, 1.0])) if plan.smoothed else 0.0,
+        where=where,
+        reduction=plan.reduction,
+        upstream=2 * draw(units(shape)) if plan.reduction == "none" else None,
+        dtype=plan.dtype,
+        label_dtype=label_dtype,
+        axis=plan.axis,
+        as_class=plan.as_class,
+    )
+
+
+@dataclass(frozen=True)
+class SigmoidPlan(Plan):
+    """As ``Plan``; ``num_classes`` labels along the axis, ``by_label`` with arrays of their own."""
+
+    by_label: bool = True
+    by_element: bool = True
+
+
+SIGMOID_PLANS = (
+    SigmoidPlan(),
+    SigmoidPlan(by_label=False, dtype="float64"),
+    SigmoidPlan((2,), 3, "soft", by_label=False, smoothed=True),
+    SigmoidPlan((4,), 5, reduction="mean", as_class=True),
+    SigmoidPlan((2, 3), 1, "soft", reduction="mean", as_class=True, axis=1),
+    SigmoidPlan((5,), 2, smoothed=True, reduction="batch_mean", as_class=True),
+    SigmoidPlan((3,), 4, dtype="bfloat16", weighted=False, masked=False),
+    SigmoidPlan((0,), 3, reduction="mean", as_class=True),
+)
+
+
+@st.composite
+def sigmoid_cases(draw, backend):
+    """Elements with labels that do not exclude each other."""
+
+    def takes(plan):
+        return backend.takes(plan) and not (backend.mode == "vmap" and plan.by_label)
+
+    if backend.compiles:
+        plan = draw(st.sampled_from([plan for plan in SIGMOID_PLANS if takes(plan)]))
+    else:
+        batch_shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+        plan = draw(
+            st.builds(
+                SigmoidPlan,
+                batch_shape=st.just(batch_shape),
+                num_classes=st.integers(1, 4),
+                labels=st.sampled_from(["integer", "soft"]),
+                dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
+                weighted=st.booleans(),
+                masked=st.booleans(),
+                smoothed=st.booleans(),
+                reduction=st.sampled_from(["none", "sum", "mean", "batch_mean"]),
+                as_class=st.booleans(),
+                axis=st.integers(-1 - len(batch_shape), len(batch_shape)),
+                by_label=st.booleans(),
+            ).filter(takes)
+        )
+    L = plan.num_classes
+    shape, vectors = (*plan.batch_shape, L), (L,) if plan.by_label else ()
+    size = draw(st.sampled_from([1.0, 10.0, 100.0, 1e4]))
+    logits = rounded(size * draw(units(shape)), plan.dtype)
+    labels = draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 1)))
+    label_dtype = draw(st.sampled_from(["int32", "int64"]))
+    if plan.soft:
+        label_dtype = draw(st.sampled_from([plan.dtype, loss_dtype(plan.dtype)]))
+        labels = rounded(np.abs(draw(units(shape))), label_dtype)
+    where = None
+    if plan.masked:  # whatever the masked elements hold
+        where = draw(hnp.arrays(bool, shape))
+        logits = np.where(where, logits, draw(st.sampled_from([0.0, np.nan, np.inf, -np.inf])))
+        labels = np.where(where, labels, draw(st.sampled_from([-100, -1, 2])))
+    counts = hnp.arrays(np.int64, vectors, elements=st.integers(1, 500))
+    weights = None
+    if plan.weighted:
+        weights = 2.0**-10 + 4 * np.abs(draw(units((*vectors, 2))))
+        if plan.as_class:
+            weights = draw(st.sampled_from(["margin", "complement", "balanced", weights]))
+    return SigmoidCase(
+        logits,
+        labels,
+        (draw(counts), draw(counts)),
+        weights,
         alpha=draw(st.sampled_from([0.25, 1.5])),
         beta=draw(st.sampled_from([0.5, 1.0])),
         gamma=draw(st.sampled_from(GAMMAS)),

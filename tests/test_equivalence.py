@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from tests.cases import TOLERANCES, Case, rounded
+from tests.cases import TOLERANCES, Case, SigmoidCase, rounded
 from tests.hard import GAMMAS, SCALES, hard_examples
-from tests.strategies import cases
+from tests.strategies import cases, sigmoid_cases
 
 COUNTS = (625, 16, 1)
 WEIGHTS = np.array([0.5, 1.0, 3.0])
@@ -25,6 +25,39 @@ def test_random_cases(backend):
         case.check(backend(case))
 
     check()
+
+
+def test_random_sigmoid_cases(backend):
+    @settings(max_examples=20 if backend.compiles else 100)
+    @given(sigmoid_cases(backend))
+    def check(case):
+        case.check(backend(case))
+
+    check()
+
+
+@pytest.mark.parametrize("labels", ["integer", "soft"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_hard_sigmoid_elements(backend, dtype, labels):
+    """Log-odds from hopeless to where the loss underflows, impossible and certain ones too."""
+    odds = [0.0, 0.1, 0.5, 2.0, 17.0, 40.0, 88.0, 90.0, 104.0, 110.0, 720.0, 1e4]
+    logits = rounded(np.repeat([*odds, *np.negative(odds)], 2), dtype)
+    y = np.tile([0, 1], 2 * len(odds))
+    if labels == "soft":
+        y = rounded(np.abs(y - np.linspace(0.001, 0.4, len(y))), dtype)
+    grid = GRID[:18:5] if backend.compiles_numbers else GRID[:18]
+    for numbers in grid:
+        case = SigmoidCase(
+            logits,
+            y,
+            (625, 16),
+            np.array([0.5, 3.0]),
+            upstream=np.linspace(0.5, 2.0, len(y)),
+            dtype=dtype,
+            label_dtype=dtype if labels == "soft" else "int32",
+            **{k: v for k, v in numbers.items() if k != "term"},
+        )
+        case.check(backend(case))
 
 
 def hard_case(dtype, num_classes=3, soft=False, **options):

@@ -20,11 +20,11 @@ from tests.frameworks import load
 ROOT = Path(lmf_multi.__file__).parents[1]
 FRAMEWORKS = ("torch", "jax", "keras")
 LOADED = ("torch", "jax", "keras", "tensorflow", "flax", "optax", "sklearn")
-FUNCTIONS = {"lmf_loss", "ldam_loss", "focal_loss"}
-CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss"}
+FUNCTIONS = {"lmf_loss", "ldam_loss", "focal_loss", "sigmoid_lmf_loss"}
+CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"}
 EXPORTS = {
     "lmf_multi": {"LMFSpec", "class_counts", "class_margins", "class_weights", "__version__"},
-    "lmf_multi.reference": FUNCTIONS | CLASSES | {"lmf_loss_and_grad"},
+    "lmf_multi.reference": FUNCTIONS | CLASSES | {"lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"},
     "lmf_multi.torch": FUNCTIONS | CLASSES,
     "lmf_multi.jax": FUNCTIONS | CLASSES,
     "lmf_multi.keras": FUNCTIONS | CLASSES,
@@ -68,7 +68,7 @@ def test_same_arguments_everywhere(framework):
         importlib.import_module("lmf_multi.reference"),
     )
     own = {"axis", "where", "reduction", "ignore_index", "from_logits", "ignore_class"}
-    own |= {"name", "dtype"}
+    own |= {"name", "dtype", "process_group", "axis_name"}
     names = {"input": "logits", "target": "labels"}
     for export in FUNCTIONS | CLASSES:
         actual, expected = (

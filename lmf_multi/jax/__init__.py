@@ -7,7 +7,21 @@ from lmf_multi._extras import require
 
 require("jax")
 
-from lmf_multi.jax._functional import focal_loss, ldam_loss, lmf_loss  # noqa: E402
-from lmf_multi.jax._losses import FocalLoss, LDAMLoss, LMFLoss  # noqa: E402
+from lmf_multi.jax._functional import (  # noqa: E402
+    focal_loss,
+    ldam_loss,
+    lmf_loss,
+    sigmoid_lmf_loss,
+)
+from lmf_multi.jax._losses import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
 
-__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "focal_loss", "ldam_loss", "lmf_loss"]
+__all__ = [
+    "FocalLoss",
+    "LDAMLoss",
+    "LMFLoss",
+    "SigmoidLMFLoss",
+    "focal_loss",
+    "ldam_loss",
+    "lmf_loss",
+    "sigmoid_lmf_loss",
+]

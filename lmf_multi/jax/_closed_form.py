@@ -29,20 +29,25 @@ def mixture(
     b: Array | None,
     γ: Any,
     s: Any,
-    axis: int,
+    axis: int | None,
 ) -> Array:
-    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes."""
+    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
+
+    Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
+    Δ, a and b hold negative and positive along a first axis.
+    """
     return _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)[0]
 
 
 @partial(mixture.defjvp, symbolic_zeros=True)
-def _mixture_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _mixture_jvp(axis: int | None, primals: Any, tangents: Any) -> tuple[Array, Array]:
     z, y, presence, Δ, a, b, γ, s = primals
     dz, _, _, *dparameters = tangents
     loss, grad = _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)
     dloss = jnp.zeros_like(loss)
     if not _is_symbolic_zero(dz):
-        dloss += (grad * dz.astype(grad.dtype)).sum(axis)
+        change = grad * dz.astype(grad.dtype)
+        dloss += change if axis is None else change.sum(axis)
     if not all(_is_symbolic_zero(d) for d in dparameters):
         _, d = jax.jvp(
             lambda Δ, a, b, γ, s: _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)[0],
@@ -71,9 +76,11 @@ def _value_and_grad(
     b: Array | None,
     γ: Any,
     s: Any,
-    axis: int,
+    axis: int | None,
 ) -> tuple[Array, Array]:
     z = z if z.dtype == jnp.float64 else z.astype(jnp.float32)
+    if axis is None:
+        return _sigmoid(z, y, Δ, a, b, γ, s)
     if y is None or presence is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
     return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
@@ -166,6 +173,37 @@ def _all_classes(
     return _sum(losses).sum(axis), _sum(grads)
 
 
+def _sigmoid(
+    x: Array,
+    positive: Array | None,
+    Δ: Array | None,
+    a: Array | None,
+    b: Array | None,
+    γ: Any,
+    s: Any,
+) -> tuple[Array, Array]:
+    """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
+    if positive is None:
+        sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
+    else:
+        sign = jnp.where(positive, 1, -1).astype(x.dtype)
+    ω = sign * x
+
+    losses, slopes = [], []
+    if a is not None and Δ is not None:
+        ldam, slope = _ldam(_log_odds(ω, 0.0, jnp.ones_like(ω), s, Δ), s)
+        losses.append(_times(a, ldam))
+        slopes.append(a * slope)
+    if b is not None:
+        focal, slope = _focal(ω, γ)
+        losses.append(_times(b, focal))
+        slopes.append(b * slope)
+    if not losses:
+        return jnp.zeros_like(x), jnp.zeros_like(x)
+    loss, grad = _sum(losses), sign * _sum(slopes)
+    return (loss.sum(0), grad.sum(0)) if positive is None else (loss, grad)
+
+
 def _sums_of_others(e: Array, e_others: Array, is_top: Array, axis: int) -> tuple[Array, Array]:
     """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
     S_others = _at_least_1(e_others.sum(axis, keepdims=True))
@@ -179,7 +217,7 @@ def _chain(G: Array, e: Array, S: Array, r_top: Array, is_top: Array, axis: int)
     return G - e * (t.sum(axis, keepdims=True) - t) - r_top * G_top
 
 
-def _log_odds(z: Array, M: Array, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
+def _log_odds(z: Array, M: Any, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
     """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
     d, lost = _difference(z, M)
     h, also_lost = _difference(d, Δ)

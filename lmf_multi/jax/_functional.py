@@ -12,11 +12,14 @@ from jax.typing import ArrayLike
 
 from lmf_multi.jax._closed_form import is_class, mixture
 from lmf_multi.spec import (
+    PROBABILITY_SLACK,
     RULES,
     Reduction,
     check_inputs,
     check_label_range,
     check_parameters,
+    check_probability_range,
+    check_sigmoid_inputs,
     check_vectors,
 )
 
@@ -140,6 +143,52 @@ def focal_loss(
     )
 
 
+def sigmoid_lmf_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    *,
+    alpha: ArrayLike = 1.5,
+    beta: ArrayLike = 1.0,
+    gamma: ArrayLike = 1.5,
+    scale: ArrayLike = 30.0,
+    label_smoothing: ArrayLike = 0.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> Array:
+    """The sigmoid form, as :func:`lmf_multi.reference.sigmoid_lmf_loss` defines it.
+
+    Args:
+        logits: float, any shape, log-odds of the positive, nats.
+        labels: the logits' shape: 0 and 1, bool, or float, the probability of the positive.
+        margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
+            positive.
+        class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        axis: the label axis of ``logits``, for (L, 2).
+        where: bool, the logits' shape; False gives 0, whatever the logit and the label.
+
+    The other arguments, results and errors as :func:`lmf_loss`; one value for each element.
+
+    >>> loss = sigmoid_lmf_loss(jnp.array([-2.0, 0.5]), jnp.array([0, 1]), jnp.array([0.1, 0.5]))
+    >>> [round(each, 4) for each in loss.tolist()]
+    [0.0052, 1.1497]
+    """
+    return compute_sigmoid_loss(
+        logits,
+        labels,
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        axis=axis,
+        where=where,
+    )
+
+
 def compute_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -155,8 +204,14 @@ def compute_loss(
     where: ArrayLike | None,
     mask_name: str = "where",
     reduction: Reduction = "none",
+    totals: tuple[Array, Array] | None = None,
+    axis_name: Any = None,
 ) -> Array:
-    """What each example contributes to the reduced loss; ``reduction`` is their sum."""
+    """What each example contributes to the reduced loss; ``reduction`` is their sum.
+
+    ``totals`` replaces the batch's total class weight and number of examples in the means;
+    ``axis_name`` is the mapped axis whose batches they are taken over.
+    """
     check_vectors(margins=margins, class_weight=class_weight)
     z, y = jnp.asarray(logits), jnp.asarray(labels)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
@@ -180,17 +235,15 @@ def compute_loss(
     axis = axis % z.ndim
     C, by_class = z.shape[axis], [-1] + [1] * (z.ndim - 1 - axis)
     if soft:
-        presence = jnp.ones(z.shape[:axis] + z.shape[axis + 1 :], dtype)
-        presence = presence if mask is None else mask.astype(dtype)
+        q, presence = _soft_targets(y, axis, mask, dtype)
         present = jnp.expand_dims(presence, axis)
-        q = jnp.where(present == 0, 0, y.astype(dtype))
         W = (q if w is None else q * w.reshape(by_class)).sum(axis)
     else:
         y, presence = _targets(y, C, mask, mask_name, dtype)
         present = jnp.expand_dims(presence, axis)
         q = jnp.where(is_class(y, C, axis), present, 0)
         W = presence if w is None else presence * w[y]
-    by_weight, by_examples = _normalisers(W, presence, reduction)
+    by_weight, by_examples = _normalizers(W, presence, reduction, totals, axis_name)
 
     def of_one_class() -> Array:
         a = None if _is_zero(α) else W * (α / by_weight)
@@ -205,12 +258,145 @@ def compute_loss(
         margins = None if Δ is None else Δ.reshape(by_class)
         return mixture(jnp.where(present == 0, 0, z), None, None, margins, a, b, γ, s, axis)
 
+    return _by_smoothing(soft, ε, of_one_class, of_all_classes)
+
+
+def compute_sigmoid_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    margins: ArrayLike | None,
+    class_weight: ArrayLike | None,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    gamma: ArrayLike,
+    scale: ArrayLike,
+    label_smoothing: ArrayLike,
+    *,
+    axis: int,
+    where: ArrayLike | None,
+    mask_name: str = "where",
+    reduction: Reduction = "none",
+    totals: tuple[Array, Array] | None = None,
+    axis_name: Any = None,
+) -> Array:
+    """What each element contributes to the reduced loss, as ``compute_loss``."""
+    check_vectors(margins=margins, class_weight=class_weight)
+    x, t = jnp.asarray(logits), jnp.asarray(labels)
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    Δ = None if margins is None else jnp.asarray(margins, dtype)
+    w = None if class_weight is None else jnp.asarray(class_weight, dtype)
+    mask = None if where is None else jnp.asarray(where)
+    soft = check_sigmoid_inputs(
+        (x.shape, x.dtype),
+        (t.shape, t.dtype),
+        axis,
+        {
+            "margins": None if Δ is None else Δ.shape,
+            "class_weight": None if w is None else w.shape,
+        },
+        None if mask is None else (mask.shape, mask.dtype),
+    )
+    α, β = _number("alpha", alpha, dtype), _number("beta", beta, dtype)
+    γ, s = _number("gamma", gamma, dtype), _number("scale", scale, dtype)
+    ε = _number("label_smoothing", label_smoothing, dtype)
+
+    Δ, w = (None if v is None else _by_label(v, x.ndim, axis) for v in (Δ, w))
+    t, presence = _sigmoid_targets(t, mask, mask_name, dtype)
+    W = _sigmoid_weights(t, presence, w)
+    by_weight, by_examples = _normalizers(W, presence, reduction, totals, axis_name)
+    x = x if mask is None else jnp.where(mask, x, 0)
+
+    def of_one_class() -> Array:
+        positive = t == 1
+        a = None if _is_zero(α) else W * (α / by_weight)
+        b = None if _is_zero(β) else W * (β / by_examples)
+        margins = None if Δ is None else jnp.where(positive, Δ[1], Δ[0])
+        return mixture(x, positive, None, margins, a, b, γ, s, None)
+
+    def of_all_classes() -> Array:
+        q = ((1 - ε) * jnp.stack([1 - t, t]) + ε / 2) * presence
+        share = q if w is None else q * w
+        a = None if _is_zero(α) else share * (α / by_weight)
+        b = None if _is_zero(β) else share * (β / by_examples)
+        return mixture(x, None, None, Δ, a, b, γ, s, None)
+
+    return _by_smoothing(soft, ε, of_one_class, of_all_classes)
+
+
+def total_weight_and_examples(
+    labels: ArrayLike,
+    class_weight: ArrayLike | None,
+    *,
+    axis: int,
+    where: ArrayLike | None,
+    axis_name: Any,
+) -> tuple[Array, Array]:
+    """What the means of ``lmf_loss`` divide by: the batch's class weight and its examples."""
+    y, mask = jnp.asarray(labels), None if where is None else jnp.asarray(where)
+    dtype = jnp.result_type(float)
+    w = None if class_weight is None else jnp.asarray(class_weight, dtype)
+    if jnp.issubdtype(y.dtype, jnp.floating):
+        axis = axis % y.ndim
+        q, presence = _soft_targets(y, axis, mask, dtype)
+        by_class = [-1] + [1] * (y.ndim - 1 - axis)
+        W = (q if w is None else q * w.reshape(by_class)).sum(axis)
+    else:
+        C = 2**31 - 1 if w is None else len(w)  # the loss itself checks the labels
+        y, presence = _targets(y, C, mask, "where", dtype)
+        W = presence if w is None else presence * w[y]
+    return _totals(W, presence, axis_name)
+
+
+def total_sigmoid_weight_and_examples(
+    labels: ArrayLike,
+    class_weight: ArrayLike | None,
+    *,
+    axis: int,
+    where: ArrayLike | None,
+    axis_name: Any,
+) -> tuple[Array, Array]:
+    """The same for the sigmoid form."""
+    t, mask = jnp.asarray(labels), None if where is None else jnp.asarray(where)
+    dtype = jnp.result_type(float)
+    w = None if class_weight is None else jnp.asarray(class_weight, dtype)
+    t, presence = _sigmoid_targets(t, mask, "where", dtype)
+    w = None if w is None else _by_label(w, t.ndim, axis)
+    return _totals(_sigmoid_weights(t, presence, w), presence, axis_name)
+
+
+def _by_label(vector: Array, ndim: int, axis: int) -> Array:
+    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
+    if vector.ndim == 1:
+        return vector.reshape(2, *[1] * ndim)
+    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+
+
+def _sigmoid_targets(
+    t: Array, where: Array | None, mask_name: str, dtype: Any
+) -> tuple[Array, Array]:
+    """Probabilities; each element's presence, 1, 0 for a masked one, NaN out of range."""
+    t = t.astype(dtype)
+    t = t if where is None else jnp.where(where, t, 0)
+    presence = jnp.ones_like(t) if where is None else where.astype(dtype)
+    if t.size and not isinstance(t, jax.core.Tracer):
+        check_probability_range(float(t.min()), float(t.max()), mask_name)
+    inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
+    return t, jnp.where(inside, presence, jnp.nan)
+
+
+def _sigmoid_weights(t: Array, presence: Array, w: Array | None) -> Array:
+    """Each element's class weight; exactly that of its class where t is 0 or 1."""
+    return presence if w is None else presence * ((1 - t) * w[0] + t * w[1])
+
+
+def _by_smoothing(soft: bool, ε: Any, of_one_class: Any, of_all_classes: Any) -> Array:
+    """The class of the label alone, or all classes where labels or smoothing spread over them."""
     if soft or (not _is_zero(ε) and not isinstance(ε, Array)):
-        return of_all_classes()
-    if _is_zero(ε):
-        return of_one_class()
-    # known at run time only
-    loss: Array = jax.lax.cond(ε == 0, of_one_class, of_all_classes)
+        loss: Array = of_all_classes()
+    elif _is_zero(ε):
+        loss = of_one_class()
+    else:  # known at run time only
+        loss = jax.lax.cond(ε == 0, of_one_class, of_all_classes)
     return loss
 
 
@@ -231,6 +417,13 @@ def _is_zero(number: Any) -> bool:
     return not isinstance(number, Array) and number == 0
 
 
+def _soft_targets(y: Array, axis: int, where: Array | None, dtype: Any) -> tuple[Array, Array]:
+    """Distributions, 0 for masked examples, and each example's presence."""
+    presence = jnp.ones(y.shape[:axis] + y.shape[axis + 1 :], dtype)
+    presence = presence if where is None else where.astype(dtype)
+    return jnp.where(jnp.expand_dims(presence, axis) == 0, 0, y.astype(dtype)), presence
+
+
 def _targets(
     y: Array, C: int, where: Array | None, mask_name: str, dtype: Any
 ) -> tuple[Array, Array]:
@@ -244,14 +437,26 @@ def _targets(
     return jnp.clip(y, 0, C - 1).astype(jnp.int32), presence
 
 
-def _normalisers(
-    W: Array, presence: Array, reduction: Reduction
+def _totals(W: Array, presence: Array, axis_name: Any) -> tuple[Array, Array]:
+    """Total class weight and number of examples, of all devices along a mapped axis."""
+    totals = W.sum(), presence.sum()
+    if axis_name is not None:
+        totals = jax.lax.psum(totals, axis_name)  # type: ignore[no-untyped-call]
+    return totals
+
+
+def _normalizers(
+    W: Array,
+    presence: Array,
+    reduction: Reduction,
+    totals: tuple[Array, Array] | None,
+    axis_name: Any,
 ) -> tuple[Array | float, Array | float]:
     """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
-    N = jnp.maximum(presence.sum(), 1)
+    total, N = totals or _totals(W, presence, axis_name)
+    total, N = total.astype(W.dtype), jnp.maximum(N.astype(W.dtype), 1)
     if reduction == "batch_mean":
         return N, N
-    total = W.sum()
     return jnp.where(total == 0, 1, total), N

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import jax
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -12,11 +13,19 @@ from lmf_multi._constructors import (
     LDAMConstructors,
     LMFConstructors,
     Parameters,
+    SigmoidConstructors,
+    arguments,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    sigmoid_parameters,
 )
-from lmf_multi.jax._functional import compute_loss
+from lmf_multi.jax._functional import (
+    compute_loss,
+    compute_sigmoid_loss,
+    total_sigmoid_weight_and_examples,
+    total_weight_and_examples,
+)
 from lmf_multi.spec import (
     Counts,
     Reduction,
@@ -24,12 +33,12 @@ from lmf_multi.spec import (
     check_reduction,
 )
 
-_STATIC = ("axis", "reduction")
+_STATIC = ("axis", "reduction", "axis_name")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Loss:
-    """A pytree: arrays and hyper-parameters are leaves, ``axis`` and ``reduction`` are static.
+    """A pytree: arrays and hyper-parameters are leaves, the rest is static.
 
     One jitted function thus serves new values without a recompile, and ``jax.vmap`` runs over
     losses stacked with ``jax.tree.map``. ``replace`` gives a copy with other leaves.
@@ -44,6 +53,10 @@ class _Loss:
     label_smoothing: Any
     axis: int
     reduction: Reduction
+    axis_name: Any
+
+    _compute = staticmethod(compute_loss)
+    _count = staticmethod(total_weight_and_examples)
 
     def __init_subclass__(cls) -> None:
         leaves = [field.name for field in fields(_Loss) if field.name not in _STATIC]
@@ -58,13 +71,17 @@ class _Loss:
             ),
         )
 
-    def _set(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
+    def _set(self, parameters: Parameters, axis: int, reduction: Reduction, axis_name: Any) -> None:
         check_reduction(reduction)
-        object.__setattr__(self, "axis", axis)
-        object.__setattr__(self, "reduction", reduction)
+        if axis_name is not None and reduction == "none":
+            raise ValueError(
+                "axis_name needs a reduction over the batch, got reduction 'none'; "
+                "use 'mean', 'batch_mean' or 'sum'"
+            )
+        static = {"axis": axis, "reduction": reduction, "axis_name": axis_name}
         for field in fields(_Loss):
-            if field.name not in _STATIC:
-                object.__setattr__(self, field.name, getattr(parameters, field.name))
+            value = static.get(field.name, getattr(parameters, field.name, None))
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def _of(cls, attributes: dict[str, Any]) -> Self:
@@ -89,11 +106,63 @@ class _Loss:
                 )
         return self._of(attributes | changes)
 
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        margins: Any,
+        class_weight: Any,
+        alpha: Any,
+        beta: Any,
+        gamma: Any,
+        scale: Any,
+        label_smoothing: Any,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+        axis_name: Any = None,
+    ) -> Self:
+        """A loss from its attributes, as ``repr`` shows them; lists become arrays."""
+        arrays = {"margins": margins, "class_weight": class_weight}
+        return cls._of(
+            {
+                "alpha": alpha,
+                "beta": beta,
+                "gamma": gamma,
+                "scale": scale,
+                "label_smoothing": label_smoothing,
+                "axis": axis,
+                "reduction": reduction,
+                "axis_name": axis_name,
+                **{k: np.array(v) if isinstance(v, list) else v for k, v in arrays.items()},
+            }
+        )
+
+    def __repr__(self) -> str:
+        attributes = {field.name: _plain(getattr(self, field.name)) for field in fields(_Loss)}
+        return f"{type(self).__name__}.from_arrays({arguments(attributes)})"
+
     def __call__(
-        self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        normalizers: tuple[Array, Array] | None = None,
     ) -> Array:
-        """The loss of logits (..., C) and labels, as :func:`lmf_loss` takes them, reduced."""
-        loss = compute_loss(
+        """The loss of logits (..., C) and labels, as :func:`lmf_loss` takes them, reduced.
+
+        Args:
+            logits: float (..., C), nats.
+            labels: integer (...), or float of the logits' shape.
+            where: bool (...), the examples that count.
+            normalizers: what ``normalizers`` returns for a larger batch, of which this is a part;
+                the parts' losses then sum to its mean.
+        """
+        if normalizers is not None and self.reduction not in ("mean", "batch_mean"):
+            raise ValueError(
+                f"normalizers need the reduction 'mean' or 'batch_mean', got {self.reduction!r}"
+            )
+        loss = self._compute(
             logits,
             labels,
             self.margins,
@@ -106,8 +175,33 @@ class _Loss:
             axis=self.axis,
             where=where,
             reduction=self.reduction,
+            totals=normalizers,
+            axis_name=self.axis_name,
         )
-        return loss if self.reduction == "none" else loss.sum()
+        if self.reduction == "none":
+            return loss
+        total = loss.sum()
+        if self.axis_name is not None:
+            total *= jax.lax.psum(1, self.axis_name)  # type: ignore[no-untyped-call]
+        return total
+
+    def normalizers(
+        self, labels: ArrayLike, *, where: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """What a batch with these labels divides its means by; add them up over micro-batches.
+
+        Returns:
+            Total class weight and number of examples, () each; of all devices with ``axis_name``.
+        """
+        return self._count(
+            labels, self.class_weight, axis=self.axis, where=where, axis_name=self.axis_name
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists and numbers, which ``eval`` reads; tracers as they are."""
+    concrete = isinstance(value, np.ndarray | Array) and not isinstance(value, jax.core.Tracer)
+    return value.tolist() if concrete else value
 
 
 class LMFLoss(LMFConstructors, _Loss):
@@ -117,6 +211,9 @@ class LMFLoss(LMFConstructors, _Loss):
         class_counts: training examples of each class (C,), in label order, at least 1 each.
         axis: the class axis of the logits.
         reduction: ``"mean"``, ``"batch_mean"``, ``"sum"`` or ``"none"``, see the reference.
+        axis_name: the mapped axis (of ``shard_map``, ``pmap`` or ``vmap``) that the batch is split
+            over: ``jax.lax.pmean`` of the losses, and of their gradients, is then that of the whole
+            batch. Not needed under ``jit`` with sharded arrays.
 
     >>> import jax.numpy as jnp
     >>> loss = LMFLoss([90, 10])
@@ -137,11 +234,12 @@ class LMFLoss(LMFConstructors, _Loss):
         label_smoothing: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
+        axis_name: Any = None,
     ) -> None:
         parameters = lmf_parameters(
             class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
         )
-        self._set(parameters, axis, reduction)
+        self._set(parameters, axis, reduction, axis_name)
 
 
 class LDAMLoss(LDAMConstructors, _Loss):
@@ -162,9 +260,10 @@ class LDAMLoss(LDAMConstructors, _Loss):
         label_smoothing: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
+        axis_name: Any = None,
     ) -> None:
         parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
-        self._set(parameters, axis, reduction)
+        self._set(parameters, axis, reduction, axis_name)
 
 
 class FocalLoss(FocalConstructors, _Loss):
@@ -185,8 +284,60 @@ class FocalLoss(FocalConstructors, _Loss):
         label_smoothing: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
+        axis_name: Any = None,
     ) -> None:
         parameters = focal_parameters(
             class_counts, gamma, max_margin, class_weight, label_smoothing
         )
-        self._set(parameters, axis, reduction)
+        self._set(parameters, axis, reduction, axis_name)
+
+
+class SigmoidLMFLoss(SigmoidConstructors, _Loss):
+    """``sigmoid_lmf_loss`` with margins and class weights from the counts of each label.
+
+    Args:
+        positive_counts: training examples in which the label is positive, at least 1: a number, or
+            (L,) for the L labels along ``axis``.
+        negative_counts: likewise; examples without an annotation belong to neither.
+        class_weight: a scheme's name, computed for each label from its two counts; float (2,) or
+            (L, 2), of negative and positive; or None.
+
+    The other arguments as ``LMFLoss``.
+
+    >>> import jax.numpy as jnp
+    >>> loss = SigmoidLMFLoss(positive_counts=10, negative_counts=90)
+    >>> loss(jnp.array([-2.0, 0.5]), jnp.array([0, 1])).round(4)
+    Array(0.6874, dtype=float32)
+    """
+
+    _compute = staticmethod(compute_sigmoid_loss)
+    _count = staticmethod(total_sigmoid_weight_and_examples)
+
+    def __init__(
+        self,
+        positive_counts: Any,
+        negative_counts: Any,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "mean",
+        axis_name: Any = None,
+    ) -> None:
+        parameters = sigmoid_parameters(
+            positive_counts,
+            negative_counts,
+            alpha,
+            beta,
+            gamma,
+            max_margin,
+            scale,
+            class_weight,
+            label_smoothing,
+        )
+        self._set(parameters, axis, reduction, axis_name)

@@ -18,9 +18,9 @@ if keras.backend.backend() not in _CORES:
         f"lmf_multi.keras needs one of the backends {', '.join(_CORES)}, "
         f"got {keras.backend.backend()!r}; set KERAS_BACKEND before importing keras"
     )
-compute_loss: Callable[..., Any] = importlib.import_module(
-    _CORES[keras.backend.backend()]
-).compute_loss
+_core = importlib.import_module(_CORES[keras.backend.backend()])
+compute_loss: Callable[..., Any] = _core.compute_loss
+compute_sigmoid_loss: Callable[..., Any] = _core.compute_sigmoid_loss
 
 
 def lmf_loss(
@@ -140,4 +140,52 @@ def focal_loss(
         label_smoothing=label_smoothing,
         axis=axis,
         where=where,
+    )
+
+
+def sigmoid_lmf_loss(
+    logits: Any,
+    labels: Any,
+    margins: Any,
+    class_weight: Any = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+    where: Any = None,
+) -> Any:
+    """The sigmoid form, as :func:`lmf_multi.reference.sigmoid_lmf_loss` defines it.
+
+    Args:
+        logits: float, any shape, log-odds of the positive, nats.
+        labels: the logits' shape: 0 and 1, bool, or float, the probability of the positive.
+        margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
+            positive.
+        class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        axis: the label axis of ``logits``, for (L, 2).
+        where: bool, the logits' shape; False gives 0, whatever the logit and the label.
+
+    The other arguments, results and errors as :func:`lmf_loss`; one value for each element.
+
+    >>> loss = sigmoid_lmf_loss(ops.array([-2.0, 0.5]), ops.array([0, 1]), [0.1, 0.5])
+    >>> ops.convert_to_numpy(loss).round(4)
+    array([0.0052, 1.1497], dtype=float32)
+    """
+    return compute_sigmoid_loss(
+        ops.convert_to_tensor(logits),
+        ops.convert_to_tensor(labels),
+        margins,
+        class_weight,
+        alpha,
+        beta,
+        gamma,
+        scale,
+        label_smoothing,
+        axis=axis,
+        where=None if where is None else ops.convert_to_tensor(where),
+        mask_name="where",
+        reduction="none",
     )

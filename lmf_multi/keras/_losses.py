@@ -1,5 +1,6 @@
 """The losses as ``keras.losses.Loss``: arrays from class counts, remembered for ``lmf_loss``."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
@@ -10,11 +11,14 @@ from lmf_multi._constructors import (
     LDAMConstructors,
     LMFConstructors,
     Parameters,
+    SigmoidConstructors,
+    arguments,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    sigmoid_parameters,
 )
-from lmf_multi.keras._functional import compute_loss
+from lmf_multi.keras._functional import compute_loss, compute_sigmoid_loss
 from lmf_multi.spec import (
     Counts,
     Reduction,
@@ -36,6 +40,9 @@ _REDUCTIONS: dict[str | None, Reduction] = {
 
 class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
     """Arrays, hyper-parameters and Keras' options; labels and masks are brought into form here."""
+
+    build: Callable[..., Parameters]
+    _compute = staticmethod(compute_loss)
 
     def __init__(
         self,
@@ -79,16 +86,8 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         mask = getattr(y_pred, "_keras_mask", None)
         z = self._logits(y_pred)
         y = self._labels(y_true, z)
-        if self.ignore_class is not None:
-            if len(y.shape) == len(z.shape):
-                raise ValueError(
-                    "ignore_class needs sparse labels, "
-                    f"got labels of the predictions' shape {tuple(z.shape)}; use sample_weight"
-                )
-            valid = y != self.ignore_class
-            mask = valid if mask is None else ops.logical_and(ops.cast(mask, "bool"), valid)
-        mask = None if mask is None else ops.cast(mask, "bool")
-        contributions = compute_loss(
+        mask = self._mask(mask, y, z)
+        contributions = self._compute(
             z,
             y,
             self.margins,
@@ -132,6 +131,17 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
             y = ops.cast(y, "int32")
         return y
 
+    def _mask(self, mask: Any, y: Any, z: Any) -> Any:
+        if self.ignore_class is not None:
+            if len(y.shape) == len(z.shape):
+                raise ValueError(
+                    "ignore_class needs sparse labels, "
+                    f"got labels of the predictions' shape {tuple(z.shape)}; use sample_weight"
+                )
+            valid = y != self.ignore_class
+            mask = valid if mask is None else ops.logical_and(ops.cast(mask, "bool"), valid)
+        return None if mask is None else ops.cast(mask, "bool")
+
     def _reduce(self, contributions: Any, sample_weight: Any, mask: Any) -> Any:
         if sample_weight is not None:
             sample_weight = ops.convert_to_tensor(sample_weight, dtype=contributions.dtype)
@@ -140,15 +150,27 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         if self.reduction in (None, "none"):
             return contributions
         total = ops.sum(contributions)
-        if _REDUCTIONS[self.reduction] in ("mean", "batch_mean"):
-            total = total / _replicas()
-        elif self.reduction == "mean_with_sample_weight":
+        if self.reduction == "mean_with_sample_weight":
             weights = ops.ones_like(contributions) if sample_weight is None else sample_weight
             weights = weights * ops.ones_like(contributions)
             if mask is not None:
                 weights = ops.where(mask, weights, ops.zeros_like(weights))
-            total = ops.divide_no_nan(total, ops.sum(weights)) / _replicas()
+            total = ops.divide_no_nan(total, _over_replicas(ops.sum(weights)))
         return total
+
+    def set_class_weight(self, class_weight: Weights) -> None:
+        """Replace the class weights; a step that Keras has traced keeps the old ones.
+
+        ``DeferredReweighting`` calls this in ``fit``, and has the steps traced anew.
+
+        Args:
+            class_weight: what the constructor takes.
+        """
+        parameters = self.build(**(self._config | {"class_weight": class_weight}))
+        self.class_weight, self._config = parameters.class_weight, parameters.config
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments(self.get_config())})"
 
     def get_config(self) -> dict[str, Any]:
         """Plain numbers, names and lists, from which ``from_config`` rebuilds the loss."""
@@ -168,13 +190,13 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         return cls(**config)
 
 
-def _replicas() -> int:
-    """Copies of the model whose gradients are summed, which TensorFlow's strategies alone have."""
+def _over_replicas(total: Any) -> Any:
+    """The whole batch's total where one of TensorFlow's strategies has split it."""
     if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
+        return total
+    from lmf_multi.keras._tensorflow import over_replicas
 
-    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+    return over_replicas([total])[0]
 
 
 def _like_examples(sample_weight: Any, contributions: Any) -> Any:
@@ -300,3 +322,96 @@ class FocalLoss(FocalConstructors, _Loss):
             name=name,
             dtype=dtype,
         )
+
+
+@keras.saving.register_keras_serializable(package="lmf_multi")
+class SigmoidLMFLoss(SigmoidConstructors, _Loss):
+    """``sigmoid_lmf_loss`` with margins and class weights from the counts of each label.
+
+    Args:
+        positive_counts: training examples in which the label is positive, at least 1: a number, or
+            (L,) for the L labels along ``axis``.
+        negative_counts: likewise; examples without an annotation belong to neither.
+        class_weight: a scheme's name, computed for each label from its two counts; float (2,) or
+            (L, 2), of negative and positive; or None.
+        from_logits: False if the model ends in a sigmoid; the numbers are those of its logits.
+        ignore_class: elements with this label take no part.
+
+    The other arguments as ``LMFLoss``; an element is what an example is there.
+
+    >>> loss = SigmoidLMFLoss(positive_counts=10, negative_counts=90)
+    >>> ops.convert_to_numpy(loss(ops.array([0, 1]), ops.array([-2.0, 0.5]))).round(4)
+    np.float32(0.6874)
+    """
+
+    _compute = staticmethod(compute_sigmoid_loss)
+
+    def __init__(
+        self,
+        positive_counts: Any,
+        negative_counts: Any,
+        *,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        class_weight: Weights = "margin",
+        label_smoothing: float = 0.0,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "sigmoid_lmf_loss",
+        dtype: Any = None,
+    ) -> None:
+        parameters = sigmoid_parameters(
+            positive_counts,
+            negative_counts,
+            alpha,
+            beta,
+            gamma,
+            max_margin,
+            scale,
+            class_weight,
+            label_smoothing,
+        )
+        super().__init__(
+            parameters,
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            axis=axis,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
+        )
+
+    def _logits(self, y_pred: Any) -> Any:
+        if self.from_logits or getattr(y_pred, "_keras_logits", None) is not None:
+            return super()._logits(y_pred)
+        p = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        certain = (p == 0) | (p == 1)
+        # the inner where keeps 1 / 0 out of the gradient
+        inner = ops.where(certain, ops.full_like(p, 0.5), p)
+        infinite = ops.where(p == 0, ops.full_like(p, -float("inf")), float("inf"))
+        return ops.where(certain, infinite, ops.log(inner) - ops.log1p(-inner))
+
+    def _labels(self, y_true: Any, z: Any) -> Any:
+        t, rank = ops.convert_to_tensor(y_true), len(z.shape)
+        if len(t.shape) == rank - 1 and z.shape[-1] == 1:
+            t = ops.expand_dims(t, -1)
+        elif len(t.shape) == rank + 1 and t.shape[-1] == 1:
+            t = ops.squeeze(t, -1)
+        return t
+
+    def _mask(self, mask: Any, y: Any, z: Any) -> Any:
+        if mask is not None:  # of whole examples or time steps
+            mask = ops.cast(mask, "bool")
+            for _ in range(len(z.shape) - len(mask.shape)):
+                mask = ops.expand_dims(mask, -1)
+            mask = ops.logical_and(mask, ops.ones_like(z, dtype="bool"))
+        if self.ignore_class is None:
+            return mask
+        y = ops.cast(y, "int32") if keras.backend.standardize_dtype(y.dtype) == "bool" else y
+        valid = y != self.ignore_class
+        return valid if mask is None else ops.logical_and(mask, valid)

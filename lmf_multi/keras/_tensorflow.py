@@ -9,10 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from lmf_multi.spec import (
+    PROBABILITY_SLACK,
     Reduction,
     check_inputs,
     check_label_range,
     check_parameters,
+    check_probability_range,
+    check_sigmoid_inputs,
     check_vectors,
 )
 
@@ -64,7 +67,7 @@ def compute_loss(
     else:
         y, presence = _targets(y, C, where, mask_name, dtype)
         W = presence if w is None else presence * tf.gather(w, y)
-    by_weight, by_examples = _normalisers(W, presence, reduction)
+    by_weight, by_examples = _normalizers(W, presence, reduction)
 
     if not soft and label_smoothing == 0:
         a = None if alpha == 0 else W * (alpha / by_weight)
@@ -81,6 +84,83 @@ def compute_loss(
     b = None if beta == 0 else share * (beta / by_examples)
     z, Δ = tf.where(present != 0, z, 0.0), None if Δ is None else tf.reshape(Δ, by_class)
     return _mixture(z, None, None, Δ, a, b, gamma, scale, axis)
+
+
+def compute_sigmoid_loss(
+    x: tf.Tensor,
+    t: tf.Tensor,
+    margins: Any,
+    class_weight: Any,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    label_smoothing: float,
+    *,
+    axis: int,
+    where: tf.Tensor | None,
+    mask_name: str,
+    reduction: Reduction,
+) -> tf.Tensor:
+    """What each element contributes to the reduced loss, as ``compute_loss``."""
+    check_parameters(
+        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
+    )
+    check_vectors(margins=margins, class_weight=class_weight)
+    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
+    Δ = None if margins is None else tf.cast(margins, dtype)
+    w = None if class_weight is None else tf.cast(class_weight, dtype)
+    soft = check_sigmoid_inputs(
+        (tuple(x.shape), x.dtype),
+        (tuple(t.shape), t.dtype),
+        axis,
+        {
+            "margins": None if Δ is None else tuple(Δ.shape),
+            "class_weight": None if w is None else tuple(w.shape),
+        },
+        None if where is None else (tuple(where.shape), where.dtype),
+    )
+
+    Δ, w = (None if v is None else _by_label(v, len(x.shape), axis) for v in (Δ, w))
+    t, presence = _sigmoid_targets(t, where, mask_name, dtype)
+    W = presence if w is None else presence * ((1 - t) * w[0] + t * w[1])
+    by_weight, by_examples = _normalizers(W, presence, reduction)
+    x = x if where is None else tf.where(where, x, tf.zeros_like(x))
+
+    if not soft and label_smoothing == 0:
+        positive = t == 1
+        a = None if alpha == 0 else W * (alpha / by_weight)
+        b = None if beta == 0 else W * (beta / by_examples)
+        Δ = None if Δ is None else tf.where(positive, Δ[1], Δ[0])
+        return _mixture(x, positive, None, Δ, a, b, gamma, scale, None)
+
+    q = ((1 - label_smoothing) * tf.stack([1 - t, t]) + label_smoothing / 2) * presence
+    share = q if w is None else q * w
+    a = None if alpha == 0 else share * (alpha / by_weight)
+    b = None if beta == 0 else share * (beta / by_examples)
+    return _mixture(x, None, None, Δ, a, b, gamma, scale, None)
+
+
+def _by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
+    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
+    if len(vector.shape) == 1:
+        return tf.reshape(vector, [2] + [1] * ndim)
+    sizes = [-1 if i == axis % ndim else 1 for i in range(ndim)]
+    return tf.reshape(tf.transpose(vector), [2, *sizes])
+
+
+def _sigmoid_targets(
+    t: tf.Tensor, where: tf.Tensor | None, mask_name: str, dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Probabilities; each element's presence, 1, 0 for a masked one, NaN out of range."""
+    t = tf.cast(t, dtype)
+    t = t if where is None else tf.where(where, t, 0.0)
+    presence = tf.ones_like(t) if where is None else tf.cast(where, dtype)
+    if tf.executing_eagerly() and tf.size(t) > 0:
+        smallest, largest = float(tf.reduce_min(t)), float(tf.reduce_max(t))
+        check_probability_range(smallest, largest, mask_name)
+    inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
+    return t, tf.where(inside, presence, _constant("nan", dtype))
 
 
 def _is_class(y: tf.Tensor, C: Any, axis: int) -> tf.Tensor:
@@ -102,17 +182,26 @@ def _targets(
     return tf.clip_by_value(y, 0, C - 1), presence
 
 
-def _normalisers(
+def _normalizers(
     W: tf.Tensor, presence: tf.Tensor, reduction: Reduction
 ) -> tuple[tf.Tensor | float, tf.Tensor | float]:
     """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
-    N = _at_least(tf.reduce_sum(presence), 1)
+    total, N = over_replicas([tf.reduce_sum(W), tf.reduce_sum(presence)])
+    N = _at_least(N, 1)
     if reduction == "batch_mean":
         return N, N
-    total = tf.reduce_sum(W)
     return tf.where(total == 0, tf.ones_like(total), total), N
+
+
+def over_replicas(totals: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Totals of the whole batch where a ``tf.distribute`` strategy has split it."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return totals
+    both: list[tf.Tensor] = replica.all_reduce(tf.distribute.ReduceOp.SUM, totals)
+    return both
 
 
 def _mixture(
@@ -124,14 +213,23 @@ def _mixture(
     b: tf.Tensor | None,
     γ: float,
     s: float,
-    axis: int,
+    axis: int | None,
 ) -> tf.Tensor:
-    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes."""
+    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
+
+    Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
+    Δ, a and b hold negative and positive along a first axis.
+    """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def closed_form(z: tf.Tensor) -> Any:
         loss, grad = _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)
-        return loss, lambda upstream: tf.cast(tf.expand_dims(upstream, axis) * grad, z.dtype)
+
+        def pull(upstream: tf.Tensor) -> tf.Tensor:
+            upstream = upstream if axis is None else tf.expand_dims(upstream, axis)
+            return tf.cast(upstream * grad, z.dtype)
+
+        return loss, pull
 
     return closed_form(z)
 
@@ -145,9 +243,11 @@ def _value_and_grad(
     b: tf.Tensor | None,
     γ: float,
     s: float,
-    axis: int,
+    axis: int | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     z = z if z.dtype == tf.float64 else tf.cast(z, tf.float32)
+    if axis is None:
+        return _sigmoid(z, y, Δ, a, b, γ, s)
     if y is None or presence is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
     return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
@@ -231,6 +331,39 @@ def _all_classes(
     return tf.reduce_sum(_sum(losses), axis), _sum(grads)
 
 
+def _sigmoid(
+    x: tf.Tensor,
+    positive: tf.Tensor | None,
+    Δ: tf.Tensor | None,
+    a: tf.Tensor | None,
+    b: tf.Tensor | None,
+    γ: float,
+    s: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
+    if positive is None:
+        sign = tf.reshape(tf.constant([-1.0, 1.0], x.dtype), [2] + [1] * len(x.shape))
+    else:
+        sign = tf.where(positive, _constant(1, x.dtype), _constant(-1, x.dtype))
+    ω = sign * x
+
+    losses, slopes = [], []
+    if a is not None and Δ is not None:
+        ldam, slope = _ldam(_log_odds(ω, 0.0, tf.ones_like(ω), s, Δ), s)
+        losses.append(_times(a, ldam))
+        slopes.append(a * slope)
+    if b is not None:
+        focal, slope = _focal(ω, γ)
+        losses.append(_times(b, focal))
+        slopes.append(b * slope)
+    if not losses:
+        return tf.zeros_like(x), tf.zeros_like(x)
+    loss, grad = _sum(losses), sign * _sum(slopes)
+    if positive is None:
+        loss, grad = tf.reduce_sum(loss, 0), tf.reduce_sum(grad, 0)
+    return loss, grad
+
+
 def _sums_of_others(
     e: tf.Tensor, e_others: tf.Tensor, is_top: tf.Tensor, axis: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -249,7 +382,7 @@ def _chain(
 
 
 def _log_odds(
-    z: tf.Tensor, M: tf.Tensor, S: tf.Tensor, s: float = 1.0, Δ: tf.Tensor | float = 0.0
+    z: tf.Tensor, M: tf.Tensor | float, S: tf.Tensor, s: float = 1.0, Δ: tf.Tensor | float = 0.0
 ) -> tf.Tensor:
     """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
     d, lost = _difference(z, M)

@@ -268,7 +268,7 @@ def total_weight_and_examples(
 ) -> tuple[Tensor, Tensor]:
     """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
     _check_tensors(target=target)
-    dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+    dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = _vector("class_weight", class_weight, dtype, target.device)
     if target.is_floating_point():
         axis = min(1, target.dim() - 1)
@@ -286,7 +286,7 @@ def total_sigmoid_weight_and_examples(
 ) -> tuple[Tensor, Tensor]:
     """The same for the sigmoid form."""
     _check_tensors(target=target)
-    dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+    dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = _vector("class_weight", class_weight, dtype, target.device)
     w = None if w is None else by_label(w, target.dim(), min(1, max(target.dim() - 1, 0)))
     where = annotated(target, ignore_index, where)
@@ -358,7 +358,7 @@ def compute_loss(
     else:
         y, presence, masked = _targets(y, C, where, mask_name, dtype)
         W = presence if w is None else presence * _at(w, y)
-    by_weight, by_examples = _normalizers(totals or (W, presence), reduction)
+    by_weight, by_examples = _normalizers(W, presence, reduction, totals)
 
     if not soft and label_smoothing == 0:
         a = None if alpha == 0 else W * (alpha / by_weight)
@@ -415,7 +415,7 @@ def compute_sigmoid_loss(
     Δ, w = (None if v is None else by_label(v, x.dim(), axis) for v in (Δ, w))
     t, presence = sigmoid_targets(t, where, mask_name, dtype)
     W = sigmoid_weights(t, presence, w)
-    by_weight, by_examples = _normalizers(totals or (W, presence), reduction)
+    by_weight, by_examples = _normalizers(W, presence, reduction, totals)
     x = x if where is None else torch.where(where, x, 0.0)
 
     if not soft and label_smoothing == 0:
@@ -503,12 +503,13 @@ def _targets(
 
 
 def _normalizers(
-    totals: tuple[Tensor, Tensor], reduction: Reduction
+    W: Tensor, presence: Tensor, reduction: Reduction, totals: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor | float, Tensor | float]:
-    """What the sums over LDAM and over focal are divided by: total class weight and examples."""
+    """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
-    W, presence = totals
+    if totals is not None:
+        W, presence = (total.to(W.device, W.dtype) for total in totals)
     N = presence.sum().clamp(min=1)
     if reduction == "batch_mean":
         return N, N
