@@ -4,7 +4,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["tests", "lint", "types", "doctests"]
+nox.options.sessions = ["tests", "interop", "lint", "types", "doctests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -34,13 +34,23 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite, then its Keras part on the other two backends; `-- ARGS` for pytest."""
     install(session, "[all]", "test")
-    pytest = ("pytest", "-n", "2")
+    pytest = ("pytest", "-n", "2", "--ignore=tests/interop")
     if session.posargs:
         session.run(*pytest, *session.posargs, env=TEST_ENV)
         return
     session.run(*pytest, env=TEST_ENV | {"KERAS_BACKEND": "tensorflow"})
     for backend in ("jax", "torch"):  # Keras fixes its backend at import: one process a backend
         session.run(*pytest, "-k", "keras", env=TEST_ENV | {"KERAS_BACKEND": backend})
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Train inside Lightning, Transformers and others; `-- ARGS` for pytest."""
+    install(session, "[all]", "test", "interop")
+    packages = "accelerate,kornia,lightning,monai,tensorflow,torchvision,transformers"
+    required = f"{TEST_ENV['LMF_MULTI_REQUIRE']},{packages}"
+    env = {"HF_HUB_OFFLINE": "1", "KERAS_BACKEND": "tensorflow", "LMF_MULTI_REQUIRE": required}
+    session.run("pytest", *(session.posargs or ["tests/interop"]), env=TEST_ENV | env)
 
 
 @nox.session

@@ -1,0 +1,116 @@
+"""Every class in every framework survives pickle and copies, and its repr builds it again."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from tests.frameworks import load
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (6, 3)).astype(np.float32)
+LABELS, MULTI_LABELS = np.array([0, 1, 2, 2, 1, 0]), RNG.integers(0, 2, (6, 3))
+COUNTS = {
+    "LMFLoss": ([625, 16, 1],),
+    "LDAMLoss": ([625, 16, 1],),
+    "FocalLoss": ([625, 16, 1],),
+    "SigmoidLMFLoss": ([625, 16, 1], [17, 626, 641]),
+}
+# Numbers without a short decimal form too: what is printed must be read back to the last bit.
+NUMBERS = {
+    "LMFLoss": {"alpha": 2 / 3, "beta": 0.1 + 0.2, "gamma": 0.5, "scale": 1e3 / 7},
+    "LDAMLoss": {"max_margin": 1 / 3, "scale": 5},
+    "FocalLoss": {"gamma": np.float32(0.1)},
+    "SigmoidLMFLoss": {"alpha": 2 / 3, "beta": 0.1 + 0.2, "gamma": 0.5, "scale": 1e3 / 7},
+}
+WEIGHTS = {
+    "as by default": {},
+    "none": {"class_weight": None},
+    "balanced": {"class_weight": "balanced"},
+    "an array": {"class_weight": np.array([0.1, 2 / 3, 3.0])},
+}
+PAIRS = np.array([0.1, 2 / 3])  # negative and positive, for the sigmoid form
+OPTIONS = {
+    "reference": {"reduction": "sum", "axis": 1},
+    "torch": {"reduction": "sum", "ignore_index": 2, "process_group": "world"},
+    "jax": {"reduction": "sum", "axis": 1},
+    "keras": {"reduction": "sum", "ignore_class": 2, "name": "mine", "dtype": "float64"},
+}
+TWINS = {
+    "pickle": lambda loss: pickle.loads(pickle.dumps(loss)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "repr": lambda loss: eval(repr(loss), {type(loss).__name__: type(loss)}),
+}
+
+
+def build(framework, name, weights, options=None):
+    if framework != "reference":
+        load(framework)
+    weights = WEIGHTS[weights]
+    if name == "SigmoidLMFLoss" and isinstance(weights.get("class_weight"), np.ndarray):
+        weights = {"class_weight": PAIRS}
+    cls = getattr(load(f"lmf_multi.{framework}"), name)
+    return cls(*COUNTS[name], **NUMBERS[name], **weights, **(options or {}))
+
+
+def value_of(loss, framework):
+    labels = MULTI_LABELS if type(loss).__name__ == "SigmoidLMFLoss" else LABELS
+    if framework == "torch":
+        torch = load("torch")
+        return loss(torch.tensor(LOGITS), torch.tensor(labels)).numpy()
+    if framework == "keras":
+        return load("keras").ops.convert_to_numpy(loss(labels, LOGITS))
+    return np.asarray(loss(LOGITS, labels))
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "options"])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("framework", OPTIONS)
+def test_a_twin_gives_equal_numbers(framework, name, weights, options, twin):
+    loss = build(framework, name, weights, OPTIONS[framework] if options else None)
+    other = TWINS[twin](loss)
+    assert type(other) is type(loss)
+    assert other is not loss
+    assert repr(other) == repr(loss)
+    value = value_of(loss, framework)
+    assert np.isfinite(value).all() and (value > 0).all()
+    np.testing.assert_array_equal(value_of(other, framework), value)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("framework", OPTIONS)
+def test_the_numbers_are_those_of_the_arguments(framework, name):
+    """The comparison above can fail: another exponent or scale is another number and repr."""
+    loss = build(framework, name, "none")
+    changed = {"scale": 4.0} if name == "LDAMLoss" else {"gamma": 0.75}
+    options = NUMBERS[name] | changed | {"class_weight": None}
+    other = type(loss)(*COUNTS[name], **options)
+    assert repr(other) != repr(loss)
+    assert abs(value_of(other, framework) - value_of(loss, framework)) > 1e-3
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_replaced_class_weights_are_kept(framework, name, twin):
+    loss = build(framework, name, "none")
+    before = value_of(loss, framework)
+    loss.set_class_weight(PAIRS if name == "SigmoidLMFLoss" else [0.1, 2 / 3, 3.0])
+    value = value_of(loss, framework)
+    assert abs(value - before) > 1e-3
+    np.testing.assert_array_equal(value_of(TWINS[twin](loss), framework), value)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_replaced_leaves_are_kept(twin):
+    """In JAX, where a leaf may have become an array on the way through a transformation."""
+    jax, losses = load("jax"), load("lmf_multi.jax")
+    loss = losses.LMFLoss([625, 16, 1]).replace(gamma=0.5, alpha=2 / 3)
+    for each in (loss, jax.tree.map(jax.numpy.asarray, loss)):
+        value = value_of(each, "jax")
+        np.testing.assert_array_equal(value_of(TWINS[twin](each), "jax"), value)
+    assert abs(value - value_of(losses.LMFLoss([625, 16, 1]), "jax")) > 1e-3
