@@ -242,13 +242,13 @@ def compute_loss(
         y, presence = _targets(y, C, mask, mask_name, dtype)
         present = jnp.expand_dims(presence, axis)
         q = jnp.where(is_class(y, C, axis), present, 0)
-        W = presence if w is None else presence * w[y]
+        W = presence if w is None else presence * _at(w, y, axis)
     by_weight, by_examples = _normalizers(W, presence, reduction, totals, axis_name)
 
     def of_one_class() -> Array:
         a = None if _is_zero(α) else W * (α / by_weight)
         b = None if _is_zero(β) else W * (β / by_examples)
-        return mixture(z, y, presence, None if Δ is None else Δ[y], a, b, γ, s, axis)
+        return mixture(z, y, presence, None if Δ is None else _at(Δ, y, axis), a, b, γ, s, axis)
 
     def of_all_classes() -> Array:
         p = (1 - ε) * q + ε / C * present
@@ -343,7 +343,7 @@ def total_weight_and_examples(
     else:
         C = 2**31 - 1 if w is None else len(w)  # the loss itself checks the labels
         y, presence = _targets(y, C, mask, "where", dtype)
-        W = presence if w is None else presence * w[y]
+        W = presence if w is None else presence * _at(w, y, y.ndim)
     return _totals(W, presence, axis_name)
 
 
@@ -415,6 +415,12 @@ def _number(name: str, value: Any, dtype: Any) -> Any:
 
 def _is_zero(number: Any) -> bool:
     return not isinstance(number, Array) and number == 0
+
+
+def _at(vector: Array, y: Array, axis: int) -> Array:
+    """``vector[y]`` without a gather, which explicitly sharded labels and TPUs do not like."""
+    by_class = vector.reshape([-1] + [1] * (y.ndim - axis))
+    return jnp.where(is_class(y, len(vector), axis), by_class, 0).sum(axis)
 
 
 def _soft_targets(y: Array, axis: int, where: Array | None, dtype: Any) -> tuple[Array, Array]:

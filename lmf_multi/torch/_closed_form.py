@@ -70,11 +70,14 @@ class _ClosedForm(torch.autograd.Function):
         *tensors, γ, s, axis = inputs
         ctx.settings, ctx.axis = (γ, s, axis), axis
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # or the backward pass gets zeros of the logits' size
         ctx.save_for_backward(*tensors, output[1])
         ctx.save_for_forward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 9
         z, y, masked, Δ, a, b, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             grad = _value_and_grad(z, y, masked, Δ, a, b, *ctx.settings)[1]
@@ -148,7 +151,11 @@ def _one_class(
 ) -> tuple[Tensor, Tensor]:
     """Loss of the labelled class alone, and its gradient."""
     y = y.unsqueeze(axis)
-    z_y, others = z.gather(axis, y), z.scatter(axis, y, -torch.inf)
+    # a clone keeps the strides of channels_last, and scatter does not; vmap needs scatter
+    others = (
+        z.clone().scatter_(axis, y, -torch.inf) if _is_plain(z) else z.scatter(axis, y, -torch.inf)
+    )
+    z_y = z.gather(axis, y)
     a, b, Δ = (None if v is None else v.unsqueeze(axis) for v in (a, b, Δ))
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0

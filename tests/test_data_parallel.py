@@ -1,0 +1,336 @@
+"""The whole batch's mean where processes, devices, replicas or micro-batches share it.
+
+Each test trains a linear model one step on shards of unequal size (where the framework allows it)
+and unequal class mixes, and asks for the loss and the gradient of one process with everything.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmf_multi import reference
+from tests.checks import refuses
+from tests.frameworks import KERAS_BACKEND, load
+
+ROOT = Path(__file__).parents[1]
+COUNTS = (625, 16, 1)
+RNG = np.random.default_rng(0)
+X = RNG.normal(0, 1, (16, 5))
+# the first half holds one class, and two examples without any
+Y = np.array([0, 0, 0, 0, -100, 0, 0, -100, 2, 1, 2, 1, 0, 2, 2, 1])
+KERNEL = RNG.normal(0, 0.3, (5, 3))
+REDUCTIONS = ("mean", "batch_mean", "sum")
+
+
+def whole_batch(reduction, x=X, y=Y, **options):
+    """Loss and kernel gradient of one process with the whole batch."""
+    spec = reference.LMFLoss(COUNTS, **options)
+    value, grad = reference.lmf_loss_and_grad(
+        x @ KERNEL, y, spec.margins, spec.class_weight, where=y >= 0, reduction=reduction
+    )
+    return value, x.T @ grad
+
+
+def of_another_process(code, **environment):
+    """What a process of its own prints last, as JSON."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- PyTorch
+
+TWO_PROCESSES = """
+import json, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from lmf_multi.torch import LMFLoss
+from tests.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
+
+
+def run(rank, folder, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    every = {}
+    for first in (8, 3, 16):  # even shards, an uneven last batch, a process without examples
+        mine = slice(0, first) if rank == 0 else slice(first, None)
+        x, y = torch.tensor(X)[mine], torch.tensor(Y)[mine]
+        for compiled in (False, True):
+            for reduction in REDUCTIONS:
+                group = "world" if first == 8 else torch.distributed.group.WORLD
+                criterion = LMFLoss(COUNTS, reduction=reduction, process_group=group)
+                linear = torch.nn.Linear(5, 3, bias=False, dtype=torch.float64)
+                linear.weight.data = torch.tensor(KERNEL.T.copy())
+                model = DistributedDataParallel(linear)
+                if compiled and first == 8:
+                    criterion = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+                loss = criterion(model(x), y)
+                loss.backward()
+                mean = loss.detach().clone()
+                torch.distributed.all_reduce(mean)
+                result = [float(mean) / 2, linear.weight.grad.T.tolist()]
+                every[f"{first} {compiled} {reduction}"] = result
+    if rank == 0:
+        results.put(json.dumps(every))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    processes = torch.multiprocessing.get_context("fork")
+    results = processes.SimpleQueue()
+    both = [
+        processes.Process(target=run, args=(rank, sys.argv[1], results)) for rank in range(2)
+    ]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+        assert each.exitcode == 0
+    print(results.get())
+"""
+
+
+def test_torch_ddp(tmp_path):
+    load("torch")
+    script = TWO_PROCESSES.replace("sys.argv[1]", repr(str(tmp_path)))
+    results = of_another_process(script)
+    assert len(results) == 18
+    for name, (value, grad) in results.items():
+        expected = whole_batch(name.split()[-1])
+        np.testing.assert_allclose(value, expected[0], rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(grad, expected[1], rtol=1e-10, atol=1e-13, err_msg=name)
+
+
+def test_a_mean_of_shard_means_is_another_number():
+    """What the losses without these options compute, and why they have them."""
+    shards = [whole_batch("mean", X[part], Y[part])[1] for part in (slice(0, 8), slice(8, 16))]
+    exact = whole_batch("mean")[1]
+    assert np.abs(np.mean(shards, 0) - exact).max() > 0.1 * np.abs(exact).max()
+
+
+def test_torch_process_group_is_checked():
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    sentence = (
+        "process_group needs a reduction over the batch, got reduction 'none'; "
+        "use 'mean', 'batch_mean' or 'sum'"
+    )
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(COUNTS, reduction="none", process_group="world")
+    with refuses(TypeError, "process_group must be a ProcessGroup, \"world\" or None, got 'all'"):
+        losses.LMFLoss(COUNTS, process_group="all")
+    one = losses.LMFLoss(COUNTS, process_group="world")  # nothing is initialised: one process
+    value = one(torch.tensor(X @ KERNEL), torch.tensor(Y))
+    np.testing.assert_allclose(value.numpy(), whole_batch("mean")[0], rtol=1e-12)
+
+
+PARTS = (slice(0, 3), slice(3, 8), slice(8, 8), slice(8, 16))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batch_mean"])
+@pytest.mark.parametrize("soft", [False, True], ids=["integer", "soft"])
+def test_torch_accumulation(reduction, soft):
+    """README's recipe: the totals of all micro-batches first, then one backward pass for each."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    criterion = losses.LMFLoss(COUNTS, reduction=reduction)
+    x, labels = (X, Y) if not soft else (X[Y >= 0], np.eye(3)[Y[Y >= 0]])
+    x, y = torch.tensor(x), torch.tensor(labels)
+    kernel = torch.tensor(KERNEL, requires_grad=True)
+    totals = [sum(each) for each in zip(*(criterion.normalizers(y[p]) for p in PARTS), strict=True)]
+    parts = [criterion(x[p] @ kernel, y[p], normalizers=tuple(totals)) for p in PARTS]
+    for part in parts:
+        part.backward()
+    value, grad = whole_batch(reduction)
+    np.testing.assert_allclose(sum(part.item() for part in parts), value, rtol=1e-12)
+    np.testing.assert_allclose(kernel.grad.numpy(), grad, rtol=1e-12, atol=1e-14)
+    again = criterion.normalizers(y)
+    np.testing.assert_allclose([float(each) for each in again], [float(t) for t in totals])
+
+
+def test_normalizers_need_a_mean():
+    sentence = "normalizers need the reduction 'mean' or 'batch_mean', got 'sum'"
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    loss = losses.LMFLoss(COUNTS, reduction="sum")
+    y = torch.tensor(Y)
+    with refuses(ValueError, sentence):
+        loss(torch.tensor(X @ KERNEL), y, normalizers=loss.normalizers(y))
+
+
+def test_torch_sigmoid_accumulation():
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    loss = losses.SigmoidLMFLoss([3, 1, 9], [9, 5, 3])
+    x, t = torch.tensor(X @ KERNEL), torch.tensor(np.eye(3, dtype=int)[Y % 3])
+    where = torch.tensor(np.random.default_rng(1).random((16, 3)) < 0.7)
+    totals = loss.normalizers(t, where=where)
+    parts = [loss(x[p], t[p], where=where[p], normalizers=totals) for p in PARTS]
+    np.testing.assert_allclose(sum(map(float, parts)), float(loss(x, t, where=where)), rtol=1e-12)
+
+
+# --- JAX
+
+EIGHT_DEVICES = """
+import json
+from functools import partial
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from lmf_multi.jax import LMFLoss
+from tests.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
+
+jax.config.update("jax_enable_x64", True)
+assert jax.device_count() == 8
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+explicit = jax.make_mesh((8,), ("batch",))  # of explicit axes since JAX 0.9
+x, y, kernel = jnp.array(X), jnp.array(Y), jnp.array(KERNEL)
+every = {}
+for reduction in REDUCTIONS:
+    def loss_of(kernel, x, y, loss):
+        return loss(x @ kernel, y, where=y >= 0)
+
+    split = LMFLoss(COUNTS, reduction=reduction, axis_name="batch")
+    whole = LMFLoss(COUNTS, reduction=reduction)
+
+    def averaged(kernel, x, y):
+        result = jax.value_and_grad(loss_of)(kernel, x, y, split)
+        return jax.lax.pmean(result, "batch")
+
+    shards = x.reshape(8, 2, 5), y.reshape(8, 2)
+    value, grad = jax.pmap(averaged, "batch", in_axes=(None, 0, 0))(kernel, *shards)
+    every[f"pmap {reduction}"] = value[0], grad[0]
+    value, grad = jax.vmap(averaged, (None, 0, 0), axis_name="batch")(kernel, *shards)
+    every[f"vmap {reduction}"] = value[3], grad[3]
+
+    specs = dict(mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P())
+    inside = jax.shard_map(averaged, check_vma=False, **specs)
+    every[f"shard_map {reduction}"] = jax.jit(inside)(kernel, x, y)
+
+    @jax.shard_map(**specs)
+    def outside(kernel, x, y):  # differentiated from outside the shard_map
+        return jax.lax.pmean(loss_of(kernel, x, y, split), "batch")
+
+    every[f"grad of shard_map {reduction}"] = jax.jit(jax.value_and_grad(outside))(kernel, x, y)
+
+    sharded = jax.device_put((x, y), NamedSharding(mesh, P("batch")))
+    step = jax.jit(jax.value_and_grad(partial(loss_of, loss=whole)))
+    every[f"jit {reduction}"] = step(kernel, *sharded)
+    with jax.set_mesh(explicit):
+        sharded = jax.device_put((x, y), NamedSharding(explicit, P("batch")))
+        every[f"explicit {reduction}"] = step(kernel, *sharded)
+every = {name: [float(value), np.asarray(grad).tolist()] for name, (value, grad) in every.items()}
+print(json.dumps(every))
+"""
+
+
+def test_jax_eight_devices():
+    load("jax")
+    results = of_another_process(
+        EIGHT_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu"
+    )
+    assert len(results) == 18
+    for name, (value, grad) in results.items():
+        expected = whole_batch(name.split()[-1])
+        np.testing.assert_allclose(value, expected[0], rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(grad, expected[1], rtol=1e-10, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batch_mean"])
+def test_jax_accumulation(reduction):
+    jax, losses = load("jax"), load("lmf_multi.jax")
+    with jax.enable_x64(True):
+        loss = losses.LMFLoss(COUNTS, reduction=reduction)
+        totals = loss.normalizers(Y, where=Y >= 0)
+
+        def part(kernel, p):
+            return loss(X[p] @ kernel, Y[p], where=Y[p] >= 0, normalizers=totals)
+
+        parts = [jax.value_and_grad(part)(KERNEL, p) for p in PARTS]
+        value, grad = whole_batch(reduction)
+        np.testing.assert_allclose(sum(float(v) for v, _ in parts), value, rtol=1e-12)
+        np.testing.assert_allclose(sum(np.asarray(g) for _, g in parts), grad, rtol=1e-12)
+
+
+def test_jax_axis_name_needs_a_reduction():
+    losses = load("lmf_multi.jax")
+    sentence = (
+        "axis_name needs a reduction over the batch, got reduction 'none'; "
+        "use 'mean', 'batch_mean' or 'sum'"
+    )
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(COUNTS, reduction="none", axis_name="batch")
+    loss = losses.LMFLoss(COUNTS, reduction="sum")
+    with refuses(ValueError, "normalizers need the reduction 'mean' or 'batch_mean', got 'sum'"):
+        loss(X @ KERNEL, Y, where=Y >= 0, normalizers=loss.normalizers(Y, where=Y >= 0))
+
+
+# --- Keras
+
+KERAS_FIT = """
+import json
+import keras, numpy as np
+from lmf_multi.keras import LMFLoss
+from tests.test_data_parallel import COUNTS, KERNEL, X, Y
+
+results = {}
+for reduction in ("sum_over_batch_size", "batch_mean", "sum", "mean_with_sample_weight"):
+    for weighted in (False, True):
+        def compiled():
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential(
+                [keras.Input((5,)), keras.layers.Dense(3, use_bias=False)]
+            )
+            model.layers[-1].set_weights([KERNEL])
+            loss = LMFLoss(COUNTS, ignore_class=-100, reduction=reduction)
+            model.compile(keras.optimizers.SGD(1.0), loss=loss, jit_compile=False)
+            return model
+
+        PREPARE
+        weight = np.linspace(0.5, 2.0, 16) if weighted else None
+        x, y = X.astype("float32"), Y.astype("int32")
+        model.fit(x, y, batch_size=16, epochs=1, shuffle=False, verbose=0, sample_weight=weight)
+        grad = KERNEL.astype("float32") - model.layers[-1].get_weights()[0]
+        results[f"{reduction} {weighted}"] = grad.tolist()
+print(json.dumps(results))
+"""
+MIRRORED = """
+        if not results:
+            import tensorflow as tf
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            logical = [tf.config.LogicalDeviceConfiguration()] * 2
+            tf.config.set_logical_device_configuration(cpu, logical)
+            strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        with strategy.scope():
+            model = compiled()
+        assert strategy.num_replicas_in_sync == 2
+"""
+DATA_PARALLEL = """
+        if not results:
+            keras.distribution.set_distribution(keras.distribution.DataParallel())
+            assert len(keras.distribution.list_devices("cpu")) == 8
+        model = compiled()
+"""
+
+
+@pytest.mark.parametrize(("backend", "prepare"), [("tensorflow", MIRRORED), ("jax", DATA_PARALLEL)])
+def test_keras_distribution(backend, prepare):
+    if backend != KERAS_BACKEND:
+        pytest.skip(f"runs with Keras on {backend}")
+    load("keras")
+    options = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    results = of_another_process(KERAS_FIT.replace("PREPARE", prepare.strip()), **options)
+    single = of_another_process(KERAS_FIT.replace("PREPARE", "model = compiled()"))
+    assert results.keys() == single.keys() and len(single) == 8
+    for name, grad in results.items():
+        np.testing.assert_allclose(grad, single[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name, reduction in (("sum_over_batch_size", "mean"), ("batch_mean", "batch_mean")):
+        expected = whole_batch(reduction)[1]
+        np.testing.assert_allclose(results[f"{name} False"], expected, rtol=1e-4, atol=1e-6)
