@@ -130,12 +130,13 @@ def sigmoid_parameters(
     """Parameters of every ``SigmoidLMFLoss``: for each label those of its two classes."""
     positive = as_label_counts("positive_counts", positive_counts)
     negative = as_label_counts("negative_counts", negative_counts)
-    n, shape = np.stack([np.atleast_1d(negative), np.atleast_1d(positive)], -1), np.shape(positive)
+    shape = np.shape(positive)
     if np.shape(negative) != shape:
         raise ValueError(
             "positive_counts and negative_counts must have the same shape, "
             f"got {shape} and {np.shape(negative)}"
         )
+    n = np.stack([np.atleast_1d(negative), np.atleast_1d(positive)], -1)
     rows = [class_weight] * len(n)
     if not (class_weight is None or isinstance(class_weight, str)):
         w = as_numpy(class_weight)

@@ -294,3 +294,19 @@ def test_reduction_names(losses):
         value = losses.LMFLoss(COUNTS, reduction=mine)(LABELS, LOGITS)
         expected = reference.LMFLoss(COUNTS, reduction=theirs)(LOGITS, LABELS)
         np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+def test_gradient_accumulation(keras, losses):
+    """Keras averages the parts: with batch_mean that is the whole batch, for parts of equal size."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 1, (16, 5)).astype("float32"), np.repeat([0, 0, 1, 2], 4)
+
+    def kernel_after(batch_size, steps):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+        optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=steps)
+        model.compile(optimizer, loss=losses.LMFLoss(COUNTS, reduction="batch_mean"))
+        model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
+        return model.get_weights()[0]
+
+    np.testing.assert_allclose(kernel_after(4, 4), kernel_after(16, None), rtol=1e-4, atol=1e-6)

@@ -54,3 +54,15 @@ def test_class_count_comments_are_true() -> None:
         else:
             exec(line, namespace)
     assert checked == 2
+
+
+def test_feature_table_names_tests_that_exist() -> None:
+    """Every link in the table leads to a test of that name; every row has one."""
+    table = README.split("## The same names everywhere")[1].split("\n\n")[2].splitlines()[2:]
+    assert len(table) > 10
+    for row in table:
+        links = re.findall(r"\[`(\w+)`\]\(([\w/.]+)\)", row)
+        assert links, row
+        for name, path in links:
+            source = (ROOT / path).read_text(encoding="utf-8")
+            assert f"def {name}(" in source, f"{path} has no {name}"
