@@ -45,12 +45,20 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Train inside Lightning, Transformers and others; `-- ARGS` for pytest."""
+    """Train inside other packages, and compare with their losses; `-- ARGS` for pytest."""
     install(session, "[all]", "test", "interop")
     packages = "accelerate,kornia,lightning,monai,tensorflow,torchvision,transformers"
     required = f"{TEST_ENV['LMF_MULTI_REQUIRE']},{packages}"
     env = {"HF_HUB_OFFLINE": "1", "KERAS_BACKEND": "tensorflow", "LMF_MULTI_REQUIRE": required}
     session.run("pytest", *(session.posargs or ["tests/interop"]), env=TEST_ENV | env)
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Measure other packages' losses again, and write README's table of them."""
+    install(session, "[all]", "test", "interop")
+    env = TEST_ENV | {"KERAS_BACKEND": "tensorflow"}
+    session.run("python", "-m", "tests.interop.peers", "--write", env=env)
 
 
 @nox.session
@@ -64,14 +72,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the library's types with mypy, strictly, against the real frameworks."""
-    install(session, "[torch,jax,keras]", "types")
+    install(session, "[all]", "types")
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def doctests(session: nox.Session) -> None:
     """Run the examples in the library's docstrings."""
-    install(session, "[torch,jax,keras]", "test")
+    install(session, "[all]", "test")
     env = TEST_ENV | {"KERAS_BACKEND": "tensorflow"}
     session.run("pytest", "--doctest-modules", *(session.posargs or ["lmf_multi"]), env=env)
 

@@ -25,9 +25,9 @@ CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"}
 EXPORTS = {
     "lmf_multi": {"LMFSpec", "class_counts", "class_margins", "class_weights", "__version__"},
     "lmf_multi.reference": FUNCTIONS | CLASSES | {"lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"},
-    "lmf_multi.torch": FUNCTIONS | CLASSES,
-    "lmf_multi.jax": FUNCTIONS | CLASSES,
-    "lmf_multi.keras": FUNCTIONS | CLASSES,
+    "lmf_multi.torch": FUNCTIONS | CLASSES | {"CosineLinear"},
+    "lmf_multi.jax": FUNCTIONS | CLASSES | {"CosineLinear"},
+    "lmf_multi.keras": FUNCTIONS | CLASSES | {"CosineLinear"},
 }
 
 
@@ -52,6 +52,8 @@ def run(code, *path, **environment):
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_exports(name):
+    if name == "lmf_multi.jax":  # for CosineLinear
+        load("flax")
     module = importing(name)
     assert set(module.__all__) == EXPORTS[name]
     assert len(module.__all__) == len(EXPORTS[name])
@@ -152,6 +154,32 @@ def test_an_absent_framework_names_its_extra(framework):
     )
 
 
+WITHOUT_FLAX = "import sys; sys.modules['flax'] = None\n"
+
+
+def test_jax_without_flax_lacks_the_head_alone():
+    load("jax")
+    code = """
+import lmf_multi.jax
+from lmf_multi.jax import *
+assert LMFLoss is lmf_multi.jax.LMFLoss
+print([("CosineLinear" in names) for names in (lmf_multi.jax.__all__, dir(lmf_multi.jax))])
+"""
+    for first, there in (("", True), (WITHOUT_FLAX, False)):
+        if there:
+            load("flax")
+        result = run(first + code)
+        assert result.stdout == f"[{there}, {there}]\n", result.stderr
+    for use in ("from lmf_multi.jax import CosineLinear", "lmf_multi.jax.CosineLinear"):
+        assert error_of(f"{WITHOUT_FLAX}import lmf_multi.jax\n{use}") == (
+            "ModuleNotFoundError: lmf_multi.jax.CosineLinear needs flax, which is not installed; "
+            "run: pip install flax"
+        )
+    assert error_of("import lmf_multi.jax; lmf_multi.jax.Nothing") == (
+        "AttributeError: module 'lmf_multi.jax' has no attribute 'Nothing'"
+    )
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(
     ("source", "error"),
@@ -192,8 +220,9 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name):
-    if name.endswith("_tensorflow"):
-        load("tensorflow")
+    for suffix, framework in (("_tensorflow", "tensorflow"), ("jax._heads", "flax")):
+        if name.endswith(suffix):
+            load(framework)
     module = importing(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0

@@ -14,9 +14,11 @@ from lmf_multi.torch._functional import (  # noqa: E402
     lmf_loss,
     sigmoid_lmf_loss,
 )
+from lmf_multi.torch._heads import CosineLinear  # noqa: E402
 from lmf_multi.torch._modules import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
 
 __all__ = [
+    "CosineLinear",
     "FocalLoss",
     "LDAMLoss",
     "LMFLoss",

@@ -1,0 +1,91 @@
+"""The cosine head, as :func:`lmf_multi.reference.cosine_logits` defines it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from lmf_multi._heads import check_features, check_sizes
+
+
+@keras.saving.register_keras_serializable(package="lmf_multi")
+class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries no types
+    """A classifier head whose logits are cosines, the one that LDAM was published with.
+
+    In place of the last ``keras.layers.Dense``; without bias, and without a scale of its own, since
+    the loss's ``scale`` multiplies the logits and the margins alike.
+
+    Args:
+        units: number of classes C.
+        kernel_initializer: how ``kernel`` (D, C) is drawn; by default with lengths near 1.
+        **options: ``name``, ``dtype``, ``trainable``, as every layer takes them.
+
+    Features are (..., D), logits (..., C) in the layer's compute dtype. Under mixed precision the
+    cosines are computed in float32 from the float32 kernel, and rounded at the end;
+    ``dtype="float32"`` keeps them whole.
+
+    Raises:
+        ValueError: a size below 1, or features of another size.
+        TypeError: sizes that are not whole numbers, or features that are not in floating point.
+
+    >>> head = CosineLinear(2)
+    >>> head.build((None, 2))
+    >>> _ = head.kernel.assign([[2.0, -6.0], [0.0, -8.0]])
+    >>> ops.convert_to_numpy(head(ops.array([[3.0, 4.0]]))).round(4)
+    array([[ 0.6, -1. ]], dtype=float32)
+    """
+
+    def __init__(
+        self, units: int, *, kernel_initializer: Any = "lecun_normal", **options: Any
+    ) -> None:
+        check_sizes(units=units)
+        # Keras would round features and kernel to the compute dtype before their lengths are taken
+        super().__init__(autocast=False, **options)
+        self.units = int(units)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the kernel for features (..., D)."""
+        in_features = input_shape[-1] if input_shape else None
+        if in_features is None:
+            raise ValueError(
+                f"features must have a known last axis, got shape {tuple(input_shape)}; "
+                "give keras.Input its size"
+            )
+        check_sizes(in_features=in_features)
+        self.in_features = in_features
+        self.kernel = self.add_weight(
+            name="kernel", shape=(in_features, self.units), initializer=self.kernel_initializer
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """Logits (..., C) of features (..., D)."""
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        check_features(tuple(inputs.shape), dtype, self.in_features)
+        wide = keras.backend.result_type(self.compute_dtype, "float32")
+        logits = ops.matmul(
+            _unit(ops.cast(inputs, wide), -1), _unit(ops.cast(self.kernel, wide), 0)
+        )
+        return ops.cast(logits, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """(..., C) for features (..., D)."""
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain arguments, from which ``from_config`` rebuilds the layer."""
+        initializer = keras.initializers.serialize(self.kernel_initializer)
+        return {**super().get_config(), "units": self.units, "kernel_initializer": initializer}
+
+
+def _unit(x: Any, axis: int) -> Any:
+    # a factor does not change the direction, so none goes through the factor's derivative
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis, keepdims=True))
+    tiny = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).tiny)
+    # at most 1 / tiny, because compilers multiply by the reciprocal, which would underflow
+    largest = ops.where(largest < tiny, ops.ones_like(largest), ops.minimum(largest, 1 / tiny))
+    x = x / largest
+    squares = ops.sum(x * x, axis, keepdims=True)
+    return x / ops.sqrt(ops.where(squares == 0, ops.ones_like(squares), squares))
