@@ -237,15 +237,15 @@ def test_keras_fit(from_logits):
 
 def test_keras_label_forms_weights_and_config():
     ops, losses = load("keras").ops, load("lmf_multi.keras")
-    x, t = X[:, :1], T[:, :1]
+    x, t = X[:, :1].astype("float32"), T[:, :1]
     expected = reference.SigmoidLMFLoss(3, 9, reduction="none")(x, t)
-    loss = losses.SigmoidLMFLoss(3, 9, dtype="float64")
-    for labels in (t, t[:, 0], t == 1, t.astype(float)):
-        np.testing.assert_allclose(loss(labels, x), reference.SigmoidLMFLoss(3, 9)(x, t), rtol=1e-6)
+    loss = losses.SigmoidLMFLoss(3, 9)
+    for labels in (t, t[:, 0], t == 1, t.astype("float32")):
+        np.testing.assert_allclose(loss(labels, x), reference.SigmoidLMFLoss(3, 9)(x, t), rtol=1e-5)
     each = losses.SigmoidLMFLoss(3, 9, reduction="none")
     weight = np.array([1.0, 0.0, 2.0, 3.0])
     weighted = ops.convert_to_numpy(each(t, x, sample_weight=weight))
-    np.testing.assert_allclose(weighted, expected * weight[:, None], rtol=1e-4)
+    np.testing.assert_allclose(weighted, expected * weight[:, None], rtol=1e-5)
     again = losses.SigmoidLMFLoss.from_config(loss.get_config())
     np.testing.assert_array_equal(again(t, x), loss(t, x))
     masked = losses.SigmoidLMFLoss(3, 9, ignore_class=-1)(np.where(t == 1, t, -1), x)
