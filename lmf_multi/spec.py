@@ -320,14 +320,20 @@ def check_inputs(
             )
     examples = shape[:axis] + shape[axis:][1:]
     distribution = _check_labels(labels[0], _dtype_name(labels[1]), shape, examples)
-    if where is not None:
-        if _dtype_name(where[1]) != "bool":
-            raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
-        if not _agree(where[0], examples):
-            raise ValueError(
-                f"where must have shape {examples}, one value for each example, got {where[0]}"
-            )
+    check_mask(where, examples)
     return distribution
+
+
+def check_mask(
+    where: tuple[Shape, Any] | None, examples: Shape, what: str = "one value for each example"
+) -> None:
+    """Refuse a mask that is not boolean or has another shape."""
+    if where is None:
+        return
+    if _dtype_name(where[1]) != "bool":
+        raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
+    if not _agree(where[0], examples):
+        raise ValueError(f"where must have shape {examples}, {what}, got {where[0]}")
 
 
 def _check_labels(labels: Shape, dtype: str, logits: Shape, examples: Shape) -> bool:
@@ -383,11 +389,7 @@ def check_sigmoid_inputs(
         raise TypeError(f"labels must be 0 and 1, bool or probabilities, got {kind}")
     if not _agree(labels[0], shape):
         raise ValueError(f"labels must have the logits' shape {shape}, got {labels[0]}")
-    if where is not None:
-        if _dtype_name(where[1]) != "bool":
-            raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
-        if not _agree(where[0], shape):
-            raise ValueError(f"where must have the logits' shape {shape}, got {where[0]}")
+    check_mask(where, shape, "the logits' shape")
     return soft
 
 

@@ -259,6 +259,13 @@ def test_jax_accumulation(reduction):
         np.testing.assert_allclose(sum(np.asarray(g) for _, g in parts), grad, rtol=1e-12)
 
 
+def test_jax_normalizers_check_the_mask():
+    loss = load("lmf_multi.jax").LMFLoss(COUNTS)
+    sentence = "where must have shape (16,), one value for each example, got (8,)"
+    with refuses(ValueError, sentence):
+        loss.normalizers(np.zeros(16, int), where=np.ones(8, bool))
+
+
 def test_jax_axis_name_needs_a_reduction():
     losses = load("lmf_multi.jax")
     sentence = (

@@ -171,6 +171,8 @@ def test_bad_counts_are_refused(arguments, kind, sentence):
          "negative and positive of each label of the logits (4, 3), got (3,); "
          "check positive_counts"),
         ({"where": T}, TypeError, "where must be bool, got int64; use mask != 0"),
+        ({"where": T[0] == 1}, ValueError, "where must have shape (4, 3), the logits' shape, "
+         "got (3,)"),
         ({"gamma": -1}, ValueError, "gamma must be at least 0, got -1"),
     ],
 )  # fmt: skip
@@ -196,6 +198,40 @@ def test_torch_channels_and_labels():
     np.testing.assert_allclose(
         value.numpy(), reference.SigmoidLMFLoss(POSITIVE, NEGATIVE)(X, T), rtol=1e-12
     )
+
+
+def test_torch_masks_are_checked_and_both_count():
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    loss, x, t = losses.SigmoidLMFLoss(3, 9), torch.tensor(X), torch.tensor(T)
+    for wrong, sentence in (
+        (torch.ones(3, dtype=torch.bool), "must have shape (4, 3), the labels' shape, got (3,)"),
+        (torch.ones(4, 3, dtype=torch.uint8), "must be bool, got uint8; use mask != 0"),
+    ):
+        for call in (lambda w: loss(x, t, where=w), lambda w: loss.normalizers(t, where=w)):
+            with pytest.raises((ValueError, TypeError)) as caught:
+                call(wrong)
+            assert str(caught.value) == f"where {sentence}"
+    where = torch.tensor(T == 1)
+    ignored = torch.where(torch.arange(3) == 1, -100, t)
+    expected = reference.SigmoidLMFLoss(3, 9)(X, T, where=(T == 1) & (np.arange(3) != 1))
+    np.testing.assert_allclose(loss(x, ignored, where=where).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(300_000,), (3, 2, 150, 400)])
+def test_torch_large_batches(shape):
+    """Batches that are taken in pieces."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    x, t = RNG.normal(0, 3, shape), RNG.integers(0, 2, shape)
+    where = RNG.random(shape) < 0.8
+    z = torch.tensor(x, requires_grad=True)
+    value = losses.SigmoidLMFLoss(3, 9)(z, torch.tensor(t), where=torch.tensor(where))
+    value.backward()
+    exact = reference.SigmoidLMFLoss(3, 9)
+    expected, grad = reference.sigmoid_lmf_loss_and_grad(
+        x, t, exact.margins, exact.class_weight, where=where
+    )
+    np.testing.assert_allclose(value.item(), expected, rtol=1e-12)
+    np.testing.assert_allclose(z.grad.numpy(), grad, rtol=1e-11, atol=1e-20)
 
 
 def test_torch_second_order():

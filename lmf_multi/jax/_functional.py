@@ -17,6 +17,7 @@ from lmf_multi.spec import (
     Reduction,
     check_inputs,
     check_label_range,
+    check_mask,
     check_parameters,
     check_probability_range,
     check_sigmoid_inputs,
@@ -337,10 +338,12 @@ def total_weight_and_examples(
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
     if jnp.issubdtype(y.dtype, jnp.floating):
         axis = axis % y.ndim
+        _check_mask(mask, y.shape[:axis] + y.shape[axis + 1 :])
         q, presence = _soft_targets(y, axis, mask, dtype)
         by_class = [-1] + [1] * (y.ndim - 1 - axis)
         W = (q if w is None else q * w.reshape(by_class)).sum(axis)
     else:
+        _check_mask(mask, y.shape)
         C = 2**31 - 1 if w is None else len(w)  # the loss itself checks the labels
         y, presence = _targets(y, C, mask, "where", dtype)
         W = presence if w is None else presence * _at(w, y, y.ndim)
@@ -359,9 +362,14 @@ def total_sigmoid_weight_and_examples(
     t, mask = jnp.asarray(labels), None if where is None else jnp.asarray(where)
     dtype = jnp.result_type(float)
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
+    _check_mask(mask, t.shape)
     t, presence = _sigmoid_targets(t, mask, "where", dtype)
     w = None if w is None else _by_label(w, t.ndim, axis)
     return _totals(_sigmoid_weights(t, presence, w), presence, axis_name)
+
+
+def _check_mask(mask: Array | None, examples: tuple[int, ...]) -> None:
+    check_mask(None if mask is None else (mask.shape, mask.dtype), examples)
 
 
 def _by_label(vector: Array, ndim: int, axis: int) -> Array:

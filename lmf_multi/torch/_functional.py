@@ -14,6 +14,7 @@ from lmf_multi.spec import (
     Reduction,
     check_inputs,
     check_label_range,
+    check_mask,
     check_parameters,
     check_probability_range,
     check_reduction,
@@ -304,10 +305,11 @@ def annotated(target: Tensor, ignore_index: int, where: Tensor | None) -> Tensor
     """The elements that neither mask leaves out."""
     if where is not None:
         _check_tensors(where=where)
+        check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
     if target.dtype == torch.bool:
         return where
     valid = target != ignore_index
-    return valid if where is None or where.shape != valid.shape else valid & where
+    return valid if where is None else valid & where
 
 
 def compute_loss(
