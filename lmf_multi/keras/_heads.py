@@ -64,10 +64,9 @@ class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries n
         """Logits (..., C) of features (..., D)."""
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         check_features(tuple(inputs.shape), dtype, self.in_features)
-        wide = keras.backend.result_type(self.compute_dtype, "float32")
-        logits = ops.matmul(
-            _unit(ops.cast(inputs, wide), -1), _unit(ops.cast(self.kernel, wide), 0)
-        )
+        wide = "float64" if self.compute_dtype == "float64" else "float32"
+        # not ops.matmul, which on PyTorch multiplies float64 in float32
+        logits = _unit(ops.cast(inputs, wide), -1) @ _unit(ops.cast(self.kernel, wide), 0)
         return ops.cast(logits, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -81,11 +80,14 @@ class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries n
 
 
 def _unit(x: Any, axis: int) -> Any:
+    if 0 in x.shape:  # Keras refuses the largest of no numbers
+        return x
     # a factor does not change the direction, so none goes through the factor's derivative
     largest = ops.stop_gradient(ops.max(ops.abs(x), axis, keepdims=True))
     tiny = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).tiny)
+    one = ops.ones_like(largest)
     # at most 1 / tiny, because compilers multiply by the reciprocal, which would underflow
-    largest = ops.where(largest < tiny, ops.ones_like(largest), ops.minimum(largest, 1 / tiny))
-    x = x / largest
+    largest = ops.where(largest > 1 / tiny, one / tiny, largest)
+    x = x / ops.where(largest < tiny, one, largest)
     squares = ops.sum(x * x, axis, keepdims=True)
     return x / ops.sqrt(ops.where(squares == 0, ops.ones_like(squares), squares))
