@@ -4,7 +4,15 @@
 ``lmf_multi.reference``. Importing this package imports NumPy and no framework.
 """
 
+from lmf_multi._deferred import deferred_weights
 from lmf_multi.spec import LMFSpec, class_counts, class_margins, class_weights
 
 __version__ = "0.1.0"
-__all__ = ["LMFSpec", "__version__", "class_counts", "class_margins", "class_weights"]
+__all__ = [
+    "LMFSpec",
+    "__version__",
+    "class_counts",
+    "class_margins",
+    "class_weights",
+    "deferred_weights",
+]

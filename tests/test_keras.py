@@ -297,7 +297,7 @@ def test_reduction_names(losses):
 
 
 def test_gradient_accumulation(keras, losses):
-    """Keras averages the parts: with batch_mean that is the whole batch, for parts of equal size."""
+    """Keras averages the parts: with batch_mean and parts of one size that is the whole batch."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(0, 1, (16, 5)).astype("float32"), np.repeat([0, 0, 1, 2], 4)
 

@@ -8,6 +8,7 @@ from lmf_multi._extras import require
 
 require("keras")
 
+from lmf_multi.keras._callbacks import DeferredReweighting  # noqa: E402
 from lmf_multi.keras._functional import (  # noqa: E402
     focal_loss,
     ldam_loss,
@@ -19,6 +20,7 @@ from lmf_multi.keras._losses import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 __all__ = [
     "CosineLinear",
+    "DeferredReweighting",
     "FocalLoss",
     "LDAMLoss",
     "LMFLoss",
