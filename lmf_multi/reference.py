@@ -43,6 +43,7 @@ from lmf_multi._constructors import (
     lmf_parameters,
     sigmoid_parameters,
 )
+from lmf_multi._heads import cosine_logits
 from lmf_multi.spec import (
     Counts,
     Floats,
@@ -62,6 +63,7 @@ __all__ = [
     "LDAMLoss",
     "LMFLoss",
     "SigmoidLMFLoss",
+    "cosine_logits",
     "focal_loss",
     "ldam_loss",
     "lmf_loss",

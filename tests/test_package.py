@@ -23,11 +23,20 @@ LOADED = ("torch", "jax", "keras", "tensorflow", "flax", "optax", "sklearn")
 FUNCTIONS = {"lmf_loss", "ldam_loss", "focal_loss", "sigmoid_lmf_loss"}
 CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"}
 EXPORTS = {
-    "lmf_multi": {"LMFSpec", "class_counts", "class_margins", "class_weights", "deferred_weights", "__version__"},
-    "lmf_multi.reference": FUNCTIONS | CLASSES | {"lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"},
+    "lmf_multi": {
+        "LMFSpec",
+        "class_counts",
+        "class_margins",
+        "class_weights",
+        "deferred_weights",
+        "__version__",
+    },
+    "lmf_multi.reference": FUNCTIONS
+    | CLASSES
+    | {"cosine_logits", "lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"},
     "lmf_multi.torch": FUNCTIONS | CLASSES | {"CosineLinear"},
     "lmf_multi.jax": FUNCTIONS | CLASSES | {"CosineLinear"},
-    "lmf_multi.keras": FUNCTIONS | CLASSES | {"CosineLinear"},
+    "lmf_multi.keras": FUNCTIONS | CLASSES | {"CosineLinear", "DeferredReweighting"},
 }
 
 
