@@ -48,8 +48,8 @@ def cosine_logits(features: ArrayLike, weight: ArrayLike) -> NDArray[np.float64]
 
 def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of length 1; squares neither overflow nor vanish once the largest entry is 1."""
-    largest = np.abs(x).max(-1, keepdims=True)
-    x = x / np.where(largest < np.finfo(x.dtype).tiny, 1, largest)
+    size = np.abs(x).max(-1, keepdims=True)
+    x = x / np.where(size < np.finfo(x.dtype).tiny, 1, size)
     squares = (x * x).sum(-1, keepdims=True)
     unit: NDArray[np.float64] = x / np.sqrt(np.where(squares == 0, 1, squares))
     return unit

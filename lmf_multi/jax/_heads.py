@@ -63,9 +63,9 @@ class CosineLinear(nnx.Module):
 
 def _unit(x: Array, axis: int) -> Array:
     # a factor does not change the direction, so none goes through the factor's derivative
-    largest = lax.stop_gradient(abs(x).max(axis, keepdims=True))
+    size = lax.stop_gradient(abs(x).max(axis, keepdims=True))
     tiny = np.finfo(x.dtype).tiny
     # at most 1 / tiny, because compilers multiply by the reciprocal, which would underflow
-    x = x / jnp.where(largest < tiny, 1, jnp.minimum(largest, 1 / tiny))
+    x = x / jnp.where(size < tiny, 1, jnp.minimum(size, 1 / tiny))
     squares = (x * x).sum(axis, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares == 0, 1, squares))

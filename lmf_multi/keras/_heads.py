@@ -8,6 +8,9 @@ from keras import ops
 
 from lmf_multi._heads import check_features, check_sizes
 
+# smallest normal numbers, as constants for torch.compile
+_TINY = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
+
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
 class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries no types
@@ -80,14 +83,12 @@ class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries n
 
 
 def _unit(x: Any, axis: int) -> Any:
-    if 0 in x.shape:  # Keras refuses the largest of no numbers
-        return x
-    # a factor does not change the direction, so none goes through the factor's derivative
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis, keepdims=True))
-    tiny = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).tiny)
-    one = ops.ones_like(largest)
+    # a factor does not change the direction, so none goes through the factor's derivative; the
+    # sum, since Keras' max refuses an empty batch and breaks torch.compile's graph
+    size = ops.stop_gradient(ops.sum(ops.abs(x), axis, keepdims=True))
+    one, tiny = ops.ones_like(size), _TINY[keras.backend.standardize_dtype(x.dtype)]
     # at most 1 / tiny, because compilers multiply by the reciprocal, which would underflow
-    largest = ops.where(largest > 1 / tiny, one / tiny, largest)
-    x = x / ops.where(largest < tiny, one, largest)
+    size = ops.where(size > 1 / tiny, one / tiny, size)
+    x = x / ops.where(size < tiny, one, size)
     squares = ops.sum(x * x, axis, keepdims=True)
     return x / ops.sqrt(ops.where(squares == 0, ops.ones_like(squares), squares))

@@ -67,10 +67,10 @@ class CosineLinear(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     # a factor does not change the direction, so none goes through the factor's derivative
-    largest = x.detach().abs().amax(-1, keepdim=True)
+    size = x.detach().abs().amax(-1, keepdim=True)
     tiny = torch.finfo(x.dtype).tiny
     # at most 1 / tiny, because compilers multiply by the reciprocal, which would underflow
-    x = x / torch.where(largest < tiny, 1, largest.clamp(max=1 / tiny))
+    x = x / torch.where(size < tiny, 1, size.clamp(max=1 / tiny))
     squares = (x * x).sum(-1, keepdim=True)
     return x / torch.where(squares == 0, 1, squares).sqrt()
 
