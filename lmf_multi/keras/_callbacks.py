@@ -19,8 +19,13 @@ class DeferredReweighting(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
     Args:
         class_counts: training examples of each class (C,), in any form that ``LMFSpec`` takes.
         start: the first epoch with weights, counted from 0.
-        loss: the loss to change, if it is not the one that the model is compiled with.
+        loss: the one to change, where the model is compiled with several: an entry of
+            ``model.loss``.
         effective_beta: of the effective number of samples, in [0, 1).
+
+    Raises:
+        ValueError: a value breaks its rule, or, in ``fit``, a loss that the model does not use.
+        TypeError: in ``fit``, a loss without class weights.
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     >>> model.compile(loss=LDAMLoss([900, 100]))
@@ -49,7 +54,13 @@ class DeferredReweighting(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
         if not isinstance(loss, LMFLoss | LDAMLoss | FocalLoss):
             raise TypeError(
                 "DeferredReweighting needs LMFLoss, LDAMLoss or FocalLoss, "
-                f"got {type(loss).__name__}; name it with loss="
+                f"got {loss.__class__.__name__}; name it with loss="  # not TensorFlow's wrapper
+            )
+        compiled = keras.tree.flatten(self.model.loss)
+        if self.model.loss is not None and not any(each is loss for each in compiled):
+            raise ValueError(
+                f"loss must be one that the model is compiled with, got another {loss.name}; "
+                "take it from model.loss, also after loading"
             )
         weights = deferred_weights(
             self.class_counts, epoch, self.start, effective_beta=self.effective_beta
@@ -57,6 +68,14 @@ class DeferredReweighting(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
         if loss.class_weight is not None and np.array_equal(loss.class_weight, weights):
             return
         loss.set_class_weight(weights)
-        self.model.make_train_function(force=True)
-        if self.model.test_function is not None:
-            self.model.make_test_function(force=True)
+        for step in ("train", "test"):
+            if getattr(self.model, f"{step}_function") is not None:
+                self._trace_anew(step)
+
+    def _trace_anew(self, step: str) -> None:
+        # around a new function, because JAX finds the old trace by the method that was traced for
+        # as long as anything holds on to it
+        method = getattr(self.model, f"{step}_step")
+        setattr(self.model, f"{step}_step", lambda *arguments: method(*arguments))
+        getattr(self.model, f"make_{step}_function")(force=True)
+        delattr(self.model, f"{step}_step")
