@@ -56,7 +56,7 @@ def test_torch_copies_no_layout(channels_last):
     torch, losses = load("torch"), load("lmf_multi.torch")
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    logits, labels, counts = pixels((2, 40, 50))
+    logits, labels, counts = pixels((2, 300, 400))  # more than a piece
     memory = torch.channels_last if channels_last else torch.contiguous_format
     z = torch.tensor(np.moveaxis(logits, -1, 1), dtype=torch.float32)
     z, y = z.contiguous(memory_format=memory).requires_grad_(), torch.tensor(labels)

@@ -1,14 +1,18 @@
 """What only PyTorch has: buffers, devices, tracing without data, autocast, learned targets."""
 
 import copy
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 
 from lmf_multi import class_margins, reference
+from tests.adapters import Torch as TorchAdapter
+from tests.cases import Case, rounded
 from tests.checks import refuses
 from tests.frameworks import load
+from tests.hard import hard_examples
 
 COUNTS, WEIGHTS = (625, 16, 1), np.array([0.5, 1.0, 3.0])
 MARGINS = np.array([0.1, 0.25, 0.5])
@@ -113,6 +117,59 @@ def test_learned_margins_are_refused(torch, losses, labels):
         losses.lmf_loss(torch.tensor(LOGITS), labels, margins)
     with refuses(ValueError, sentence.format("class_weight")):
         losses.focal_loss(torch.tensor(LOGITS), labels, margins)
+
+
+# --- eager: small batches in NumPy, large ones in pieces
+
+
+@pytest.mark.parametrize("few", [2, 64], ids=["scattered", "one-hot"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("layout", ["classes last", "classes first"])
+def test_pieces_of_large_batches(torch, monkeypatch, dtype, layout, few):
+    """Hard examples, masked ones with NaN among them, in pieces of a few rows."""
+    from lmf_multi.torch import _eager
+
+    monkeypatch.setattr(_eager, "_SMALL", 0)
+    monkeypatch.setattr(_eager, "_PIECE", 24)
+    monkeypatch.setattr(_eager, "_FEW", few)
+    logits, labels = hard_examples(3)
+    logits, where = rounded(logits, dtype), np.arange(len(labels)) % 5 > 0
+    logits[~where] = np.nan
+    weights = np.array([0.5, 1.0, 3.0])
+    case = Case(logits, labels, COUNTS, weights, where=where, dtype=dtype, reduction="mean")
+    if layout == "classes first":  # (1, C, rows), of which a piece takes some
+        case = dataclasses.replace(
+            case, logits=logits[None], labels=labels[None], where=where[None], axis=1
+        )
+    case.check(TorchAdapter("eager")(case))
+
+
+def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
+    z = torch.tensor(LOGITS, requires_grad=True)
+    loss = losses.LMFLoss(COUNTS)(z, labels)
+    (first,) = torch.autograd.grad(loss, z, retain_graph=True)
+    (tripled,) = torch.autograd.grad(3 * loss, z, retain_graph=True)
+    (last,) = torch.autograd.grad(loss, z)
+    np.testing.assert_allclose(tripled.numpy(), 3 * first.numpy(), rtol=1e-15)
+    np.testing.assert_array_equal(last.numpy(), first.numpy())
+
+
+def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch):
+    from lmf_multi.torch import _closed_form
+
+    asked = []
+    whole = _closed_form.one_class_eager
+
+    def spy(*arguments):
+        asked.append(arguments[-1])
+        return whole(*arguments)
+
+    monkeypatch.setattr(_closed_form, "one_class_eager", spy)
+    loss = losses.LMFLoss(COUNTS)
+    value = loss(torch.tensor(LOGITS), labels)
+    trained = loss(torch.tensor(LOGITS, requires_grad=True), labels)
+    assert asked == [False, True]
+    assert value.item() == trained.item()
 
 
 # --- no look at the data

@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 _CORES = {
-    "tensorflow": "lmf_multi.keras._tensorflow",
-    "jax": "lmf_multi.jax._functional",
-    "torch": "lmf_multi.torch._functional",
+    "tensorflow": ("lmf_multi.keras._tensorflow", "lmf_multi.keras._tensorflow"),
+    "jax": ("lmf_multi.jax._functional", "lmf_multi.jax._functional"),
+    "torch": ("lmf_multi.torch._functional", "lmf_multi.torch._sigmoid"),
 }
 
 if keras.backend.backend() not in _CORES:
@@ -18,9 +18,9 @@ if keras.backend.backend() not in _CORES:
         f"lmf_multi.keras needs one of the backends {', '.join(_CORES)}, "
         f"got {keras.backend.backend()!r}; set KERAS_BACKEND before importing keras"
     )
-_core = importlib.import_module(_CORES[keras.backend.backend()])
+_core, _sigmoid = map(importlib.import_module, _CORES[keras.backend.backend()])
 compute_loss: Callable[..., Any] = _core.compute_loss
-compute_sigmoid_loss: Callable[..., Any] = _core.compute_sigmoid_loss
+compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
 
 
 def lmf_loss(

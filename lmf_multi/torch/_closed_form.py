@@ -4,28 +4,31 @@ The backward pass is then one product. Under autograd the same steps are differe
 which is what second derivatives use.
 """
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at without waiting for a device or breaking a trace."""
-    return _is_plain(x) and x.device.type == "cpu"
+    return is_plain(x) and x.device.type == "cpu"
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether a tensor is one of numbers, neither traced nor batched."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
+
+
+def loss_dtype(z: Tensor) -> torch.dtype:
+    """Half types are computed in float32."""
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def mixture(
@@ -44,12 +47,16 @@ def mixture(
     Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
     Δ, a and b hold negative and positive along a first axis.
     """
-    coefficients = [c for c in (a, b) if c is not None]
-    if torch.is_grad_enabled() and any(c.requires_grad for c in coefficients):
+    arguments = z, y, masked, Δ, a, b, γ, s, axis
+    if torch.is_grad_enabled() and any(c is not None and c.requires_grad for c in (a, b)):
         # a distribution that is learned too: leave both gradients to autograd
-        return _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0]
-    formula = _ClosedForm if torch.compiler.is_compiling() else _ClosedFormForward
-    loss: Tensor = formula.apply(z, y, masked, Δ, a, b, γ, s, axis)[0]
+        return _value_and_grad(*arguments)[0]
+    if is_plain(z):
+        loss: Tensor = _Eager.apply(*arguments)
+    elif torch.compiler.is_compiling():
+        loss, _ = _ClosedForm.apply(*arguments)
+    else:
+        loss, _ = _ClosedFormForward.apply(*arguments)
     return loss
 
 
@@ -60,10 +67,7 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        z, y, *_ = inputs
-        if y is None or not readable(z) or z.numel() <= _PIECE:
-            return _value_and_grad(*inputs)
-        return _value_and_grad_in_pieces(*inputs)
+        return _value_and_grad(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -78,11 +82,11 @@ class _ClosedForm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 9
-        z, y, masked, Δ, a, b, grad = ctx.saved_tensors
+        *tensors, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
-            grad = _value_and_grad(z, y, masked, Δ, a, b, *ctx.settings)[1]
+            grad = _value_and_grad(*tensors, *ctx.settings)[1]
         upstream = upstream if ctx.axis is None else upstream.unsqueeze(ctx.axis)
-        return (upstream * grad).to(z.dtype), *[None] * 8
+        return (upstream * grad).to(tensors[0].dtype), *[None] * 8
 
 
 class _ClosedFormForward(_ClosedForm):
@@ -92,6 +96,57 @@ class _ClosedFormForward(_ClosedForm):
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
         change = ctx.saved_tensors[-1] * tangent
         return change if ctx.axis is None else change.sum(ctx.axis), None
+
+
+class _Eager(torch.autograd.Function):
+    """The same for tensors of numbers, without what tracing needs and without further copies."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, γ, s, axis = inputs
+        ctx.settings, ctx.axis = (γ, s, axis), axis
+        z, y, masked, Δ, a, b = tensors
+        grad: Tensor | None
+        if axis is not None and y is not None and z.device.type == "cpu":
+            with_grad = ctx.needs_input_grad[0]
+            loss, grad = one_class_eager(z, y, masked, Δ, a, b, γ, s, axis, with_grad)
+        else:
+            loss, grad = _value_and_grad(*inputs)
+        ctx.save_for_backward(*tensors, grad)
+        ctx.save_for_forward(*tensors)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, grad = ctx.saved_tensors
+        z = tensors[0]
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
+            grad = _value_and_grad(*tensors, *ctx.settings)[1]
+        elif _is_one(upstream) and not _graph_is_kept():
+            return grad.to(z.dtype), *[None] * 8
+        upstream = upstream if ctx.axis is None else upstream.unsqueeze(ctx.axis)
+        if torch.is_grad_enabled() or _graph_is_kept():
+            product = upstream * grad
+        else:  # nobody will ask for it again
+            product = grad.mul_(upstream)
+        return product.to(z.dtype), *[None] * 8
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        change = _value_and_grad(*ctx.saved_tensors, *ctx.settings)[1] * tangent
+        return change if ctx.axis is None else change.sum(ctx.axis)
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Whether it is a single number, repeated, and 1; a CPU can tell without waiting."""
+    single = readable(upstream) and upstream.numel() > 0 and not any(upstream.stride())
+    return single and upstream[(0,) * upstream.dim()].item() == 1
+
+
+def _graph_is_kept() -> bool:
+    """Whether a second backward pass may need what this one saved."""
+    is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return is_kept is None or is_kept()
 
 
 def _value_and_grad(
@@ -105,40 +160,14 @@ def _value_and_grad(
     s: float,
     axis: int | None,
 ) -> tuple[Tensor, Tensor]:
-    z = z if z.dtype == torch.float64 else z.float()
     if axis is None:
         return _sigmoid(z, y, Δ, a, b, γ, s)
     if y is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
-    return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
+    return one_class(z, y, masked, Δ, a, b, γ, s, axis)
 
 
-def _value_and_grad_in_pieces(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """The same, a few rows at a time: on a CPU their intermediates then stay in its cache."""
-    arrays, (γ, s, axis) = arguments[:5], arguments[5:]
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    loss, grad = torch.empty_like(arrays[0], dtype=dtype), torch.empty_like(z, dtype=dtype)
-    for piece in _pieces(z.shape, axis):
-        rows = piece if axis is None else piece[:axis] + piece[axis + 1 :]
-        y, masked, Δ, a, b = (None if array is None else array[rows] for array in arrays)
-        loss[rows], grad[piece] = _value_and_grad(z[piece], y, masked, Δ, a, b, γ, s, axis)
-    return loss, grad
-
-
-def _pieces(shape: torch.Size, axis: int | None) -> Iterator[tuple[slice, ...]]:
-    """Slices over all axes but the class axis, of at most ``_PIECE`` elements where possible."""
-    choices, elements = [[slice(None)] for _ in shape], 1 if axis is None else shape[axis]
-    for i in reversed([i for i in range(len(shape)) if i != axis]):
-        step = max(1, _PIECE // elements)
-        choices[i] = [slice(start, start + step) for start in range(0, shape[i], step)]
-        elements *= min(step, shape[i])
-    return itertools.product(*choices)
-
-
-_PIECE = 2**18  # 1 MiB of float32
-
-
-def _one_class(
+def one_class(
     z: Tensor,
     y: Tensor,
     masked: Tensor | None,
@@ -150,56 +179,49 @@ def _one_class(
     axis: int,
 ) -> tuple[Tensor, Tensor]:
     """Loss of the labelled class alone, and its gradient."""
-    y = y.unsqueeze(axis)
-    # a clone keeps the strides of channels_last, and scatter does not; vmap needs scatter
-    others = (
-        z.clone().scatter_(axis, y, -torch.inf) if _is_plain(z) else z.scatter(axis, y, -torch.inf)
-    )
-    z_y = z.gather(axis, y)
+    z = z.to(loss_dtype(z))
+    is_y = _is_class(y, z.shape[axis], axis)
     a, b, Δ = (None if v is None else v.unsqueeze(axis) for v in (a, b, Δ))
+    z_y, ruled_out = z.gather(axis, y.unsqueeze(axis)), is_y
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
-        z_y = z_y.masked_fill(masked.unsqueeze(axis), 0.0)
-        others.masked_fill_(masked.unsqueeze(axis), -torch.inf)
-    M = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
-    d, x = _difference(z_y, M), others.sub_(M)
+        z_y = torch.where(masked.unsqueeze(axis), 0.0, z_y)
+        ruled_out = is_y | masked.unsqueeze(axis)
+    others = z.masked_fill(ruled_out, -torch.inf)  # in the layout of the logits
+    M = others.detach().amax(axis, keepdim=True).clamp(min=-LARGE)
+    d, x = _widened(z_y) - _widened(M), others - M
 
-    losses, slopes, exps, factors = [], [], [], []
+    losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
-        e, S = _exp_and_sum(x * (s * _LOG2E), axis)
-        ldam, slope = _ldam(s * (d - Δ) - torch.log1p(S - 1), s)
-        losses.append(_times(a, ldam))
+        e, S = _exp_and_sum(s * x, axis)
+        value, slope = ldam(torch.log(S) - s * (d - Δ), s, z.dtype)
+        losses.append(_times(a, value))
         slopes.append(a * slope)
-        exps.append(e)
-        factors.append(slopes[-1] / -S)
+        grads.append(e * (a * slope / -S))
     if b is not None:
-        e, S = _exp_and_sum(x.mul_(_LOG2E), axis)
-        focal, slope = _focal(d - torch.log1p(S - 1), γ)
-        losses.append(_times(b, focal))
+        e, S = _exp_and_sum(x, axis)
+        value, slope = focal(torch.log(S) - d, γ, z.dtype)
+        losses.append(_times(b, value))
         slopes.append(b * slope)
-        exps.append(e)
-        factors.append(slopes[-1] / -S)
+        grads.append(e * (b * slope / -S))
     if not losses:
         return torch.zeros_like(z_y).squeeze(axis), torch.zeros_like(z)
-    factors = [factor.to(z.dtype) for factor in factors]
-    slope = _sum(slopes).to(z.dtype)
-    if _is_plain(exps[0]) and not torch.is_grad_enabled():  # nobody else holds the exponentials
-        grad = exps.pop().mul_(factors.pop())
-        for e, c in zip(exps, factors, strict=True):
-            grad.addcmul_(e, c)
-        grad.scatter_(axis, y, slope)
-    else:
-        grad = _sum([e * c for e, c in zip(exps, factors, strict=True)]).scatter(axis, y, slope)
-    return _sum(losses).to(z.dtype).squeeze(axis), grad
+    return _sum(losses).squeeze(axis), torch.where(is_y, _sum(slopes), _sum(grads))
+
+
+def _is_class(y: Tensor, C: int, axis: int) -> Tensor:
+    """Boolean one-hot of the class indices along the class axis."""
+    classes = torch.arange(C, device=y.device)
+    return y.unsqueeze(axis) == classes.view([-1] + [1] * (y.dim() - axis))
 
 
 def _exp_and_sum(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """2^x, overwriting x, and its sum along the axis.
+    """e^x, and its sum along the axis.
 
-    On CPUs ``exp2`` is several times faster than ``exp``, whose results near the smallest normal
-    number are slower still, as is every later operation on them: 2^-70 is far below any epsilon.
+    Results near the smallest normal number, and products with them, are many times slower on CPUs;
+    e^-48 is far below any epsilon.
     """
-    e = torch.clamp_min_(x, -70).exp2_()
+    e = torch.exp2((x * LOG2E).clamp(min=-70))
     return e, _at_least_1(e.sum(axis, keepdim=True))
 
 
@@ -225,30 +247,31 @@ def _all_classes(
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
+    z = z.to(loss_dtype(z))
     top = z.detach().argmax(axis, keepdim=True)
     is_top = torch.zeros_like(z, dtype=torch.bool).scatter(axis, top, True)
     others = z.masked_fill(is_top, -torch.inf)
     M = z.detach().amax(axis, keepdim=True)
-    M_others = others.detach().amax(axis, keepdim=True).clamp(min=-_LARGE)
+    M_others = others.detach().amax(axis, keepdim=True).clamp(min=-LARGE)
     x, x_others = z - M, others - M_others
-    d = _difference(z, torch.where(is_top, M_others, M))
+    d = _widened(z) - _widened(torch.where(is_top, M_others, M))
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = torch.exp(s * x), torch.exp(s * x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(s * (d - Δ) - torch.log1p(S - 1), s)
-        losses.append(_times(a, ldam))
+        value, slope = ldam(torch.log(S) - s * (d - Δ), s, z.dtype)
+        losses.append(_times(a, value))
         grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = torch.exp(x), torch.exp(x_others)
         S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(d - torch.log1p(S - 1), γ)
-        losses.append(_times(b, focal))
+        value, slope = focal(torch.log(S) - d, γ, z.dtype)
+        losses.append(_times(b, value))
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
         return torch.zeros_like(z).sum(axis), torch.zeros_like(z)
-    return _sum(losses).sum(axis).to(z.dtype), _sum(grads).to(z.dtype)
+    return _sum(losses).sum(axis), _sum(grads)
 
 
 def _sigmoid(
@@ -261,6 +284,7 @@ def _sigmoid(
     s: float,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
+    x = x.to(loss_dtype(x))
     if positive is None:
         sign = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device).view(2, *[1] * x.dim())
     else:
@@ -269,19 +293,19 @@ def _sigmoid(
 
     losses, slopes = [], []
     if a is not None and Δ is not None:
-        ldam, slope = _ldam(s * (ω - Δ), s)
-        losses.append(_times(a, ldam))
+        value, slope = ldam(-s * (ω - Δ), s, x.dtype)
+        losses.append(_times(a, value))
         slopes.append(a * slope)
     if b is not None:
-        focal, slope = _focal(ω, γ)
-        losses.append(_times(b, focal))
+        value, slope = focal(-ω, γ, x.dtype)
+        losses.append(_times(b, value))
         slopes.append(b * slope)
     if not losses:
         return torch.zeros_like(x), torch.zeros_like(x)
     loss, grad = _sum(losses), sign * _sum(slopes)
     if positive is None:
         loss, grad = loss.sum(0), grad.sum(0)
-    return loss.to(x.dtype), grad.to(x.dtype)
+    return loss, grad
 
 
 def _sums_of_others(
@@ -299,36 +323,58 @@ def _chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis:
     return G - e * (t.sum(axis, keepdim=True) - t) - r_top * G_top
 
 
-def _difference(z: Tensor, M: Tensor) -> Tensor:
-    """z - M, and with it all that follows, in float64: s multiplies float32's rounding errors."""
-    return _widened(z) - _widened(M)
-
-
 def _widened(x: Tensor) -> Tensor:
+    """In float64, because the scale multiplies float32's rounding errors."""
     return x if x.device.type == "mps" else x.double()  # MPS has no float64
 
 
-def _ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
-    # sigmoid(-τ) may underflow where s times it does not, its root cannot
-    root = torch.exp2(_softplus(τ) * (-_LOG2E / 2))
-    return _softplus(-τ), -(s * root) * root
+# --- the terms, for tensors and NumPy arrays
 
 
-def _focal(ω: Tensor, γ: float) -> tuple[Tensor, Tensor]:
-    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
-    ce, modulation = _softplus(-ω), torch.exp2(_softplus(ω) * (-γ * _LOG2E))
-    slope = -modulation * (γ * torch.sigmoid(ω) * ce.clamp(max=_LARGE) + torch.sigmoid(-ω))
-    return modulation * ce, slope
+def ldam(n: Any, s: float, dtype: Any) -> tuple[Any, Any]:
+    """softplus(n) and its slope for the log-odds, with n = s Δ - ω(s z)."""
+    loss, p_others, _ = _logistic(n, dtype)
+    p_others *= -s
+    return loss, p_others
 
 
-def _softplus(x: Tensor) -> Tensor:
-    return softplus(x, threshold=80)  # the default, 20, costs float64 six digits
+def focal(n: Any, γ: float, dtype: Any) -> tuple[Any, Any]:
+    """sigmoid(n)^γ softplus(n) and its slope for the log-odds, with n = -ω(z).
+
+    The power in log space has no bad point: log sigmoid(n) = n - softplus(n).
+    """
+    ce, p_others, p = _logistic(n, dtype)
+    finite = at_most(ce, LARGE)
+    modulation = namespace(n).exp2((at_most(cast(n, dtype), LARGE) - finite) * (γ * LOG2E))
+    return modulation * ce, -modulation * (γ * p * finite + p_others)
 
 
-_LOG2E = math.log2(math.e)
+def _logistic(n: Any, dtype: Any) -> tuple[Any, Any, Any]:
+    """softplus(n), sigmoid(n) and sigmoid(-n), from one exponential."""
+    nx = namespace(n)
+    e = nx.exp2(cast(at_most(n * LOG2E, 120), dtype))
+    p = nx.reciprocal(1 + e)
+    return nx.maximum(nx.log1p(e), cast(n, dtype)), e * p, p
+
+
+def namespace(x: Any) -> Any:
+    """The functions for an array: ``torch`` or ``numpy``."""
+    return torch if isinstance(x, Tensor) else np
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """An array in another dtype."""
+    return x.to(dtype) if isinstance(x, Tensor) else x.astype(dtype)
+
+
+def at_most(x: Any, bound: float) -> Any:
+    """The smaller of each number and the bound."""
+    return x.clamp(max=bound) if isinstance(x, Tensor) else np.minimum(x, bound)
+
+
+LOG2E = math.log2(math.e)
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.
-_LARGE = 1e18
+LARGE = 1e18
 
 
 def _times(coefficient: Tensor, term: Tensor) -> Tensor:
@@ -339,3 +385,6 @@ def _times(coefficient: Tensor, term: Tensor) -> Tensor:
 
 def _sum(terms: list[Tensor]) -> Tensor:
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+from lmf_multi.torch._eager import one_class_eager  # noqa: E402  # it uses what is above

@@ -26,12 +26,8 @@ from lmf_multi.spec import (
     check_reduction,
 )
 from lmf_multi.torch._distributed import check_group, group_size, group_totals
-from lmf_multi.torch._functional import (
-    masked_loss,
-    masked_sigmoid_loss,
-    total_sigmoid_weight_and_examples,
-    total_weight_and_examples,
-)
+from lmf_multi.torch._functional import masked_loss, total_weight_and_examples
+from lmf_multi.torch._sigmoid import masked_sigmoid_loss, total_sigmoid_weight_and_examples
 
 
 class _Loss(nn.Module):
