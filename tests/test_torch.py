@@ -127,9 +127,9 @@ def test_learned_margins_are_refused(torch, losses, labels):
 @pytest.mark.parametrize("layout", ["classes last", "classes first"])
 def test_pieces_of_large_batches(torch, monkeypatch, dtype, layout, few):
     """Hard examples, masked ones with NaN among them, in pieces of a few rows."""
-    from lmf_multi.torch import _eager
+    from lmf_multi.torch import _eager, _functional
 
-    monkeypatch.setattr(_eager, "_SMALL", 0)
+    monkeypatch.setattr(_functional, "SMALL", 0)
     monkeypatch.setattr(_eager, "_PIECE", 24)
     monkeypatch.setattr(_eager, "_FEW", few)
     logits, labels = hard_examples(3)
@@ -154,21 +154,26 @@ def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
     np.testing.assert_array_equal(last.numpy(), first.numpy())
 
 
-def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch):
-    from lmf_multi.torch import _closed_form
+@pytest.mark.parametrize("small", [True, False])
+def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch, small):
+    from lmf_multi.torch import _eager, _functional
 
     asked = []
-    whole = _closed_form.one_class_eager
+    one_class = _eager._one_class
 
     def spy(*arguments):
-        asked.append(arguments[-1])
-        return whole(*arguments)
+        asked.append(arguments[-1])  # with_grad
+        return one_class(*arguments)
 
-    monkeypatch.setattr(_closed_form, "one_class_eager", spy)
+    monkeypatch.setattr(_eager, "_one_class", spy)
+    if not small:
+        monkeypatch.setattr(_functional, "SMALL", 0)
     loss = losses.LMFLoss(COUNTS)
     value = loss(torch.tensor(LOGITS), labels)
     trained = loss(torch.tensor(LOGITS, requires_grad=True), labels)
-    assert asked == [False, True]
+    with torch.no_grad():
+        loss(torch.tensor(LOGITS, requires_grad=True), labels)
+    assert asked == [False, True, False]
     assert value.item() == trained.item()
 
 

@@ -52,7 +52,7 @@ def mixture(
         # a distribution that is learned too: leave both gradients to autograd
         return _value_and_grad(*arguments)[0]
     if is_plain(z):
-        loss: Tensor = _Eager.apply(*arguments)
+        loss: Tensor = _Eager.apply(*arguments, torch.is_grad_enabled() and z.requires_grad)
     elif torch.compiler.is_compiling():
         loss, _ = _ClosedForm.apply(*arguments)
     else:
@@ -103,15 +103,14 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, γ, s, axis = inputs
+        *tensors, γ, s, axis, with_grad = inputs
         ctx.settings, ctx.axis = (γ, s, axis), axis
         z, y, masked, Δ, a, b = tensors
         grad: Tensor | None
         if axis is not None and y is not None and z.device.type == "cpu":
-            with_grad = ctx.needs_input_grad[0]
             loss, grad = one_class_eager(z, y, masked, Δ, a, b, γ, s, axis, with_grad)
         else:
-            loss, grad = _value_and_grad(*inputs)
+            loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
         ctx.save_for_backward(*tensors, grad)
         ctx.save_for_forward(*tensors)
         return loss
@@ -123,13 +122,13 @@ class _Eager(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             grad = _value_and_grad(*tensors, *ctx.settings)[1]
         elif _is_one(upstream) and not _graph_is_kept():
-            return grad.to(z.dtype), *[None] * 8
+            return grad.to(z.dtype), *[None] * 9
         upstream = upstream if ctx.axis is None else upstream.unsqueeze(ctx.axis)
         if torch.is_grad_enabled() or _graph_is_kept():
             product = upstream * grad
         else:  # nobody will ask for it again
             product = grad.mul_(upstream)
-        return product.to(z.dtype), *[None] * 8
+        return product.to(z.dtype), *[None] * 9
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -206,7 +205,7 @@ def one_class(
         grads.append(e * (b * slope / -S))
     if not losses:
         return torch.zeros_like(z_y).squeeze(axis), torch.zeros_like(z)
-    return _sum(losses).squeeze(axis), torch.where(is_y, _sum(slopes), _sum(grads))
+    return sum_of(losses).squeeze(axis), torch.where(is_y, sum_of(slopes), sum_of(grads))
 
 
 def _is_class(y: Tensor, C: int, axis: int) -> Tensor:
@@ -271,7 +270,7 @@ def _all_classes(
         grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
         return torch.zeros_like(z).sum(axis), torch.zeros_like(z)
-    return _sum(losses).sum(axis), _sum(grads)
+    return sum_of(losses).sum(axis), sum_of(grads)
 
 
 def _sigmoid(
@@ -302,7 +301,7 @@ def _sigmoid(
         slopes.append(b * slope)
     if not losses:
         return torch.zeros_like(x), torch.zeros_like(x)
-    loss, grad = _sum(losses), sign * _sum(slopes)
+    loss, grad = sum_of(losses), sign * sum_of(slopes)
     if positive is None:
         loss, grad = loss.sum(0), grad.sum(0)
     return loss, grad
@@ -383,7 +382,8 @@ def _times(coefficient: Tensor, term: Tensor) -> Tensor:
     return torch.where(nothing, 0.0, coefficient * term)
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
+def sum_of(terms: list[Any]) -> Any:
+    """One or two of them."""
     return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 

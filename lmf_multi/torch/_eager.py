@@ -6,13 +6,14 @@ NumPy starts them several times faster, on the same memory.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lmf_multi.spec import Reduction
 from lmf_multi.torch._closed_form import (
     LARGE,
     LOG2E,
@@ -22,6 +23,7 @@ from lmf_multi.torch._closed_form import (
     loss_dtype,
     namespace,
     one_class,
+    sum_of,
 )
 
 
@@ -41,13 +43,12 @@ def one_class_eager(
     dtype = loss_dtype(z)
     loss = torch.empty_like(y, dtype=dtype)
     grad = torch.empty_like(z, dtype=dtype) if with_grad else None
-    compute: Any = _in_numpy if z.numel() <= _SMALL else _in_torch
     for piece in _pieces(z.shape, axis):
         rows = piece[:axis] + piece[axis + 1 :]
         some: Any = [None if v is None else v[rows] for v in (y, masked, Δ, a, b)]
         (y_, masked_, Δ_, a_, b_), z_ = some, z[piece].movedim(axis, 0)
         out = None if grad is None else grad[piece].movedim(axis, 0)
-        value = compute(z_, out, y_, Δ_, a_, b_, γ, s)
+        value = _in_torch(z_, out, y_, Δ_, a_, b_, γ, s)
         total = value.sum().item()
         if total - total != 0:  # not finite: perhaps a masked example, or 0 times infinity
             value, exact = one_class(z_, y_, masked_, Δ_, a_, b_, γ, s, 0)
@@ -57,8 +58,7 @@ def one_class_eager(
     return loss, grad
 
 
-# Elements of a batch that is small, and of a piece: 2 MiB.
-_SMALL, _PIECE = 2**15, 2**19
+_PIECE = 2**19  # 2 MiB of float32
 
 
 def _pieces(shape: torch.Size, axis: int) -> Iterator[tuple[slice, ...]]:
@@ -70,31 +70,6 @@ def _pieces(shape: torch.Size, axis: int) -> Iterator[tuple[slice, ...]]:
         choices[i] = [slice(start, start + step) for start in range(0, shape[i], step)]
         elements *= min(step, shape[i])
     return itertools.product(*choices)
-
-
-def _in_numpy(
-    z: Tensor,
-    out: Tensor | None,
-    y: Tensor,
-    Δ: Any | None,
-    a: Any | None,
-    b: Any | None,
-    γ: float,
-    s: float,
-) -> Tensor:
-    """The loss of a small batch (C, …), whose gradient goes to ``out``."""
-    C, R = z.shape[0], y.numel()
-    x = z.detach().to(loss_dtype(z)).numpy().reshape(C, R).copy()
-    flat, labels = x.reshape(-1), y.numpy().reshape(-1) * R + np.arange(R)
-    Δ, a, b = (None if v is None else v.detach().numpy().reshape(-1) for v in (Δ, a, b))
-    z_y = flat[labels]
-    flat[labels] = -LARGE
-    with np.errstate(all="ignore"):
-        loss, slope = _one_class(x, np.empty_like(x), z_y, Δ, a, b, γ, s, out is not None)
-    if out is not None:
-        flat[labels] = slope
-        out.numpy()[...] = x.reshape(out.shape)
-    return torch.from_numpy(loss).view(y.shape)
 
 
 def _in_torch(
@@ -129,6 +104,94 @@ def _in_torch(
 _FEW = 64
 
 
+def small_loss(
+    z: Tensor,
+    y: Tensor,
+    Δ: Tensor | None,
+    w: Tensor | None,
+    alpha: float,
+    beta: float,
+    γ: float,
+    s: float,
+    axis: int,
+    reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None,
+    plain: Callable[[Tensor], Tensor],
+) -> Tensor | None:
+    """The reduced loss of a small batch of integer labels, in NumPy.
+
+    None where a label is out of range or the loss is not finite, which ``plain`` takes care of: the
+    same loss of the logits in differentiable operations, for second derivatives too.
+    """
+    C, R, with_grad = z.shape[axis], y.numel(), z.requires_grad and torch.is_grad_enabled()
+    labels = y.numpy().reshape(-1)
+    if R == 0 or labels.min() < 0 or labels.max() >= C:
+        return None
+    x = z.detach().movedim(axis, 0).to(loss_dtype(z)).numpy().reshape(C, R).copy()
+    flat, positions = x.reshape(-1), labels * R + np.arange(R)
+    W = np.ones(R, x.dtype) if w is None else w.numpy()[labels]
+    by_weight, by_examples = 1.0, 1.0
+    if totals is not None:
+        by_weight, by_examples = (total.sum().item() for total in totals)
+    elif reduction in ("mean", "batch_mean"):
+        by_weight, by_examples = W.sum().item(), float(R)
+    by_weight = by_examples if reduction == "batch_mean" else by_weight
+    a = None if alpha == 0 else W * (alpha / (by_weight or 1.0))
+    b = None if beta == 0 else W * (beta / max(by_examples, 1.0))
+    z_y = flat[positions]
+    flat[positions] = -LARGE
+    with np.errstate(all="ignore"):
+        margins = None if Δ is None else Δ.numpy()[labels]
+        each, slope = _one_class(x, np.empty_like(x), z_y, margins, a, b, γ, s, with_grad)
+        total = each.sum()
+    if not np.isfinite(total):
+        return None
+    grad = None
+    if with_grad:
+        flat[positions] = slope
+        grad = torch.empty_like(z, dtype=loss_dtype(z))
+        grad.movedim(axis, 0).numpy()[...] = x.reshape(C, *y.shape)
+    value = torch.from_numpy(each if reduction == "none" else np.asarray(total))
+    loss: Tensor = _Known.apply(z, value.view(y.shape) if value.dim() else value, grad, axis, plain)
+    return loss
+
+
+SMALL = 2**15
+
+
+class _Known(torch.autograd.Function):
+    """A value and its gradient, computed already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        value: Tensor,
+        grad: Tensor | None,
+        axis: int,
+        plain: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.axis, ctx.plain = axis, plain
+        ctx.save_for_backward(z, grad)
+        ctx.save_for_forward(z)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        z, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
+            (grad,) = torch.autograd.grad(ctx.plain(z), z, upstream, create_graph=True)
+            return grad, None, None, None, None
+        upstream = upstream.unsqueeze(ctx.axis) if upstream.dim() else upstream
+        return (grad * upstream).to(z.dtype), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        (z,) = ctx.saved_tensors
+        change: Tensor = torch.func.jvp(ctx.plain, (z,), (tangent,))[1]
+        return change
+
+
 def _one_class(
     x: Any,
     e: Any,
@@ -151,31 +214,36 @@ def _one_class(
     d = cast(z_y, nx.float64) - cast(M, nx.float64)
     x -= M
 
-    loss, slope = nx.zeros_like(z_y), nx.zeros_like(z_y)
+    losses, slopes = [], []
     if a is not None and Δ is not None:
         e = x if b is None else e
         S = _exp_and_sum(nx.multiply(x, s * LOG2E, out=e))
         n = cast(Δ, nx.float64) - d
         n *= s
         n += cast(nx.log(S), nx.float64)
-        loss, slope = ldam(n, s, x.dtype)
-        loss *= a
+        value, slope = ldam(n, s, x.dtype)
+        value *= a
         slope *= a
+        losses.append(value)
+        slopes.append(slope)
         if with_grad:
             e *= slope / -S
     if b is not None:
         x *= LOG2E
         S = _exp_and_sum(x)
-        value, slope_of_focal = focal(cast(nx.log(S), nx.float64) - d, γ, x.dtype)
+        value, slope = focal(cast(nx.log(S), nx.float64) - d, γ, x.dtype)
         value *= b
-        slope_of_focal *= b
-        loss += value
-        slope += slope_of_focal
+        slope *= b
+        losses.append(value)
+        slopes.append(slope)
         if with_grad:
-            x *= slope_of_focal / -S
-    if a is not None and b is not None and with_grad:
+            x *= slope / -S
+    if not losses:
+        x[...] = 0
+        return nx.zeros_like(M), nx.zeros_like(M)
+    if len(losses) == 2 and with_grad:
         x += e
-    return loss, slope
+    return sum_of(losses), sum_of(slopes)
 
 
 def _exp_and_sum(x: Any) -> Any:

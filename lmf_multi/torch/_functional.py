@@ -20,6 +20,7 @@ from lmf_multi.spec import (
     check_vectors,
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
+from lmf_multi.torch._eager import SMALL, small_loss
 
 
 def lmf_loss(
@@ -158,22 +159,28 @@ def masked_loss(
     """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
     check_tensors(input=input, target=target)
     check_reduction(reduction)
-    loss = compute_loss(
-        input,
-        target,
-        margins,
-        class_weight,
-        alpha,
-        beta,
-        gamma,
-        scale,
-        label_smoothing,
-        axis=min(1, input.dim() - 1),
-        ignore_index=ignore_index,
-        reduction=reduction,
-        totals=totals,
-    )
-    return loss if reduction == "none" else loss.sum()
+    axis, numbers = min(1, input.dim() - 1), (alpha, beta, gamma, scale, label_smoothing)
+    Δ, w, soft = checked(check_inputs, input, target, margins, class_weight, axis, None, numbers)
+
+    def plain(z: Tensor) -> Tensor:
+        loss = compute_loss(
+            z,
+            target,
+            Δ,
+            w,
+            *numbers,
+            axis=axis,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            totals=totals,
+        )
+        return loss if reduction == "none" else loss.sum()
+
+    loss = None
+    if not soft and label_smoothing == 0 and readable(input) and input.numel() <= SMALL:
+        terms = (Δ, w, alpha, beta, gamma, scale)
+        loss = small_loss(input, target, *terms, axis, reduction, totals, plain)
+    return plain(input) if loss is None else loss
 
 
 def total_weight_and_examples(
