@@ -165,6 +165,12 @@ def sigmoid_parameters(
     return replace(labels[0], margins=margins, class_weight=weights, config=config)
 
 
+def current(config: dict[str, Any], loss: Any) -> dict[str, Any]:
+    """The arguments that would build ``loss`` as it is now: hyper-parameters may have been set."""
+    names = ("alpha", "beta", "gamma", "scale", "label_smoothing")
+    return config | {name: getattr(loss, name) for name in names if name in config}
+
+
 def arguments(config: dict[str, Any]) -> str:
     """Plain arguments as they are written in a call."""
     return ", ".join(f"{name}={value!r}" for name, value in config.items())

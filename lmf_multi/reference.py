@@ -38,6 +38,7 @@ from lmf_multi._constructors import (
     Parameters,
     SigmoidConstructors,
     arguments,
+    current,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
@@ -514,7 +515,7 @@ class _Loss:
 
     def __repr__(self) -> str:
         options = {"axis": self.axis, "reduction": self.reduction}
-        return f"{type(self).__name__}({arguments(self._config | options)})"
+        return f"{type(self).__name__}({arguments(current(self._config, self) | options)})"
 
     def __call__(
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None

@@ -16,7 +16,7 @@ REQUIRED = os.environ.get("LMF_MULTI_REQUIRE", "").replace(",", " ").split()
 
 def load(framework: str) -> ModuleType:
     """Import a framework; where it is absent skip the test, or fail it in LMF_MULTI_REQUIRE."""
-    if framework in ("keras", "tensorflow"):
+    if framework in ("keras", "tensorflow", "lmf_multi.keras"):
         _torch_before_tensorflow()
     try:
         return importlib.import_module(framework)

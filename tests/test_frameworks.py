@@ -50,6 +50,17 @@ CONSTRUCTORS = [
 ]
 
 
+@pytest.mark.parametrize("name", ["torch", "keras", "reference"])
+def test_a_changed_hyper_parameter_is_shown_and_kept(name):
+    """Printed, and still there after the class weights are replaced; JAX losses are frozen."""
+    loss = load(f"lmf_multi.{name}").LMFLoss(COUNTS, label_smoothing=0.1)
+    loss.gamma, loss.scale = 3.0, 5.0
+    if name != "reference":
+        loss.set_class_weight("balanced")
+    assert {"gamma=3.0", "scale=5.0", "label_smoothing=0.1"} <= set(repr(loss)[8:-1].split(", "))
+    assert (loss.gamma, loss.scale) == (3.0, 5.0)
+
+
 @pytest.mark.parametrize(("name", "constructor", "arguments"), CONSTRUCTORS)
 def test_constructors(eager, name, constructor, arguments):
     loss, expected = (

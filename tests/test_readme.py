@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lmf_multi import reference
 from tests.frameworks import load
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,30 @@ def test_class_count_comments_are_true() -> None:
         else:
             exec(line, namespace)
     assert checked == 2
+
+
+def test_what_is_said_of_the_scale() -> None:
+    """What an example costs in LDAM at scale 30 by how it keeps its margin, and focal's p range."""
+    assert (
+        "keeps its margin by 0.2 costs next to nothing, one that misses it by 1 costs 30 nats"
+        in (" ".join(README.split()))
+    )
+    margin, options = 0.5, {"scale": 30.0, "reduction": "sum"}
+
+    def cost(kept_by: float) -> float:
+        return float(
+            reference.ldam_loss([[margin + kept_by, 0.0]], [0], [margin, margin], **options)
+        )
+
+    assert cost(0.2) < 0.005
+    assert cost(-1.0) == pytest.approx(30, abs=0.005)
+    assert "p stays between 1/(1 + (C − 1) e²) and 1/(1 + (C − 1) e⁻²)" in " ".join(README.split())
+    for C in (2, 7):
+        for sign in (1, -1):
+            cosines = np.full((1, C), -sign)
+            cosines[0, 0] = sign
+            p = np.exp(-reference.focal_loss(cosines.astype(float), [0], gamma=0.0))
+            assert p == pytest.approx(1 / (1 + (C - 1) * np.exp(-2 * sign)))
 
 
 def test_feature_table_names_tests_that_exist() -> None:

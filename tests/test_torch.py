@@ -144,6 +144,13 @@ def test_pieces_of_large_batches(torch, monkeypatch, dtype, layout, few):
     case.check(TorchAdapter("eager")(case))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_small_label_dtypes_count_many_rows(torch, losses, dtype):
+    z, y = RNG.normal(0, 2, (700, 3)), RNG.integers(0, 3, 700)
+    value = losses.LMFLoss(COUNTS)(torch.tensor(z), torch.tensor(y).to(getattr(torch, dtype)))
+    np.testing.assert_allclose(value.numpy(), reference.LMFLoss(COUNTS)(z, y), rtol=1e-12)
+
+
 def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
     z = torch.tensor(LOGITS, requires_grad=True)
     loss = losses.LMFLoss(COUNTS)(z, labels)

@@ -13,6 +13,7 @@ from lmf_multi._constructors import (
     Parameters,
     SigmoidConstructors,
     arguments,
+    current,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
@@ -166,7 +167,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         Args:
             class_weight: what the constructor takes.
         """
-        parameters = self.build(**(self._config | {"class_weight": class_weight}))
+        parameters = self.build(**(current(self._config, self) | {"class_weight": class_weight}))
         self.class_weight, self._config = parameters.class_weight, parameters.config
 
     def __repr__(self) -> str:
@@ -175,7 +176,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
     def get_config(self) -> dict[str, Any]:
         """Plain numbers, names and lists, from which ``from_config`` rebuilds the loss."""
         return {
-            **self._config,
+            **current(self._config, self),
             "from_logits": self.from_logits,
             "ignore_class": self.ignore_class,
             "axis": self.axis,

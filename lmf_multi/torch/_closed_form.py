@@ -21,7 +21,7 @@ def is_plain(x: Tensor) -> bool:
     """Whether a tensor is one of numbers, neither traced nor batched."""
     return (
         not torch.compiler.is_compiling()
-        and type(x) is Tensor
+        and type(x) in (Tensor, torch.nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 

@@ -128,6 +128,7 @@ def small_loss(
     if R == 0 or labels.min() < 0 or labels.max() >= C:
         return None
     x = z.detach().movedim(axis, 0).to(loss_dtype(z)).numpy().reshape(C, R).copy()
+    labels = labels.astype(np.int64)  # C · R may be too large for its dtype
     flat, positions = x.reshape(-1), labels * R + np.arange(R)
     W = np.ones(R, x.dtype) if w is None else w.numpy()[labels]
     by_weight, by_examples = 1.0, 1.0

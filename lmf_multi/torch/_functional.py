@@ -176,8 +176,8 @@ def masked_loss(
         )
         return loss if reduction == "none" else loss.sum()
 
-    loss = None
-    if not soft and label_smoothing == 0 and readable(input) and input.numel() <= SMALL:
+    loss, one_class = None, not soft and label_smoothing == 0
+    if one_class and input.numel() <= SMALL and readable(input) and readable(target):
         terms = (Δ, w, alpha, beta, gamma, scale)
         loss = small_loss(input, target, *terms, axis, reduction, totals, plain)
     return plain(input) if loss is None else loss

@@ -14,6 +14,7 @@ from lmf_multi._constructors import (
     Parameters,
     SigmoidConstructors,
     arguments,
+    current,
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
@@ -96,7 +97,7 @@ class _Loss(nn.Module):
         Args:
             class_weight: what the constructor takes; None gives ones.
         """
-        parameters = self.build(**(self._config | {"class_weight": class_weight}))
+        parameters = self.build(**(current(self._config, self) | {"class_weight": class_weight}))
         weights = parameters.class_weight
         if weights is None:
             reference = parameters.margins if self.class_weight is None else self.class_weight
@@ -157,7 +158,7 @@ class _Loss(nn.Module):
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
         if self.process_group is not None:
             options["process_group"] = self.process_group
-        return arguments(self._config | options)
+        return arguments(current(self._config, self) | options)
 
 
 class LMFLoss(LMFConstructors, _Loss):
@@ -169,7 +170,9 @@ class LMFLoss(LMFConstructors, _Loss):
         reduction: ``"mean"``, ``"batch_mean"``, ``"sum"`` or ``"none"``.
         process_group: a ``torch.distributed`` process group, or ``"world"`` for all processes: the
             reduction is then over all their batches, so that the gradients that DDP averages are
-            those of one process with the whole batch, and so are the averaged losses.
+            those of one process with the whole batch, and so are the averaged losses. Every process
+            must call the loss, as they wait for one another; evaluate with a loss without a group
+            where one process evaluates alone.
 
     >>> criterion = LMFLoss([90, 10])
     >>> criterion(torch.tensor([[2.0, 0.0], [0.5, 1.0]]), torch.tensor([0, 1]))
