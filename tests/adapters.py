@@ -1,5 +1,6 @@
 """Every framework and mode behind one call: a case in, its value and gradient out."""
 
+import warnings
 from functools import cache, cached_property
 
 import numpy as np
@@ -128,6 +129,92 @@ class Torch(Adapter):
         return call, ([None if v is None else torch.tensor(v) for v in vectors], numbers)
 
 
+class Triton(Adapter):
+    """The fused kernel of PyTorch's CUDA tensors, any class axis and any mask; in Triton's
+    interpreter, on CPU tensors, where there is no GPU.
+    """
+
+    framework = engine = "torch"
+    modes = traced_modes = ("triton",)
+    compiled_modes = ()
+
+    @cached_property
+    def losses(self):
+        load("triton")
+        losses = super().losses
+        round_as_hardware()
+        return losses
+
+    def takes(self, plan):
+        return not plan.by_element  # the kernel has the softmax form alone
+
+    def call(self, case, arrays, axis):
+        fused, plain = load("lmf_multi.torch._triton"), load("lmf_multi.torch._functional")
+        torch, ignore_index = load("torch"), None
+        if case.as_class:
+            loss = self.loss(case)
+            vectors = [loss.margins, loss.class_weight]
+            if "where" in arrays and not case.soft:
+                ignore_index = -100
+                arrays["y"] = np.where(arrays.pop("where"), arrays["y"], ignore_index)
+        else:
+            vectors = [None if v is None else torch.tensor(v) for v in case.vectors]
+            vectors = [None, *vectors] if case.term == "focal" else vectors
+        (alpha, beta), numbers = case.shares, {"label_smoothing": case.label_smoothing}
+        numbers |= {"gamma": case.gamma, "scale": case.scale}
+
+        def call(_, z, y, where=None):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            z, y, Δ, w, where = (
+                None if v is None else v.to(device) for v in (z, y, *vectors, where)
+            )
+            mask = where if ignore_index is None else y != ignore_index
+            options = {"alpha": alpha, "beta": beta, **numbers, "axis": axis}
+            options["reduction"] = case.reduction
+
+            def differentiable(z):
+                each = plain.compute_loss(
+                    z, y, Δ, w, **options, where=mask, mask_name="where", totals=None
+                )
+                return each if case.reduction == "none" else each.sum()
+
+            assert fused.supports(z, y, axis, case.label_smoothing)
+            return fused.fused_loss(
+                z,
+                y,
+                Δ,
+                w,
+                **options,
+                plain=differentiable,
+                ignore_index=ignore_index,
+                where=where,
+            ).cpu()
+
+        return call, None
+
+    def __call__(self, case):
+        # NumPy warns, in the interpreter, of what GPUs compute in silence
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return super().__call__(case)
+
+
+@cache
+def round_as_hardware():
+    """Triton's interpreter cuts float32 off to bfloat16, where GPUs round to the nearest."""
+    torch, interpreter = load("torch"), load("triton.runtime.interpreter")
+    tl, builder = load("triton.language"), interpreter.InterpreterBuilder
+    cast = builder.cast_impl
+
+    def rounded(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, src, dst_type)
+        bits = torch.tensor(src.data).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits, dst_type.scalar)
+
+    builder.cast_impl = rounded
+
+
 class Jax(Adapter):
     """Pure functions and pytrees, under strict dtype promotion; float64 with x64 enabled."""
 
@@ -188,4 +275,4 @@ class Keras(Adapter):
         return lambda _, z, y: loss(y, z), None
 
 
-ADAPTERS = [adapter(mode) for adapter in (Torch, Jax, Keras) for mode in adapter.modes]
+ADAPTERS = [adapter(mode) for adapter in (Torch, Triton, Jax, Keras) for mode in adapter.modes]

@@ -16,6 +16,8 @@ REQUIRED = os.environ.get("LMF_MULTI_REQUIRE", "").replace(",", " ").split()
 
 def load(framework: str) -> ModuleType:
     """Import a framework; where it is absent skip the test, or fail it in LMF_MULTI_REQUIRE."""
+    if not framework.endswith("jax"):
+        _interpret_triton()
     if framework in ("keras", "tensorflow", "lmf_multi.keras"):
         _torch_before_tensorflow()
     try:
@@ -26,6 +28,14 @@ def load(framework: str) -> ModuleType:
         if framework in REQUIRED:
             pytest.fail(f"LMF_MULTI_REQUIRE names {framework}, which is not installed")
         pytest.skip(f"{framework} is not installed")
+
+
+@cache
+def _interpret_triton() -> None:
+    """Without a GPU Triton's kernels run in its interpreter, to be asked for before its import."""
+    with suppress(ModuleNotFoundError):
+        if not importlib.import_module("torch").cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @cache
