@@ -19,6 +19,7 @@ class Adapter:
     traced_modes: tuple[str, ...]  # that cannot look at labels
     compiled_modes: tuple[str, ...]  # in which new shapes cost a compilation
     number_modes: tuple[str, ...] = ()  # in which new hyper-parameters cost one too
+    has_sigmoid = True
 
     def __init__(self, mode):
         self.mode = mode
@@ -137,6 +138,7 @@ class Triton(Adapter):
     framework = engine = "torch"
     modes = traced_modes = ("triton",)
     compiled_modes = ()
+    has_sigmoid = False
 
     @cached_property
     def losses(self):
@@ -144,9 +146,6 @@ class Triton(Adapter):
         losses = super().losses
         round_as_hardware()
         return losses
-
-    def takes(self, plan):
-        return not plan.by_element  # the kernel has the softmax form alone
 
     def call(self, case, arrays, axis):
         fused, plain = load("lmf_multi.torch._triton"), load("lmf_multi.torch._functional")

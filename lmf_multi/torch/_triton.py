@@ -20,10 +20,11 @@ from torch.autograd import forward_ad
 
 from lmf_multi.spec import Reduction
 
+_LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TILE = 4096  # elements of a program, 32 for each of its threads
-_LONGEST_ROW = 2**16  # bytes of arithmetic that stay in registers
-_LONGEST_ROW_OF_ALL_CLASSES = 4096  # whose terms take more of them
+_LONGEST_ROW = 2**16  # that stays in registers, in bytes of the dtype of its arithmetic
+_LONGEST_ROW_OF_ALL_CLASSES = 2**14  # whose terms take several times as many
 _BLOCK = 4096  # of a longer row
 _FINISH = 1024  # programs whose sums are added at a time
 _MOST_ROWS = 2**31 - 2**16  # counted in 32 bits, a last tile included
@@ -38,14 +39,12 @@ def available() -> bool:
     return False
 
 
-_LOG = logging.getLogger("lmf_multi")
-
-
 def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> bool:
     """Whether ``fused_loss`` takes these CUDA tensors, whose shapes and dtypes are checked already.
 
-    Not rows that two strides cannot address, not more than 4096 classes with distributions or label
-    smoothing, not distributions that want a gradient, and not forward-mode differentiation.
+    Not rows that two strides cannot address; with distributions or label smoothing not more than
+    4096 classes, in float64 2048; not distributions that want a gradient; and not forward-mode
+    differentiation.
     """
     soft = y.is_floating_point()
     return (
@@ -55,15 +54,17 @@ def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> b
         and z.dtype in _DTYPES
         and not (soft and y.requires_grad)
         and forward_ad.unpack_dual(z).tangent is None  # type: ignore[no-untyped-call]
-        and (z.shape[axis] <= _LONGEST_ROW_OF_ALL_CLASSES or not (soft or label_smoothing))
+        and not ((soft or label_smoothing) and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
         and _layout(z, y, axis) is not None
     )
 
 
 @cache
 def _runs_on(device: torch.device) -> bool:
-    """Other devices than CUDA's are for Triton's interpreter."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    """NVIDIA's GPUs that the kernel was compiled for; a CPU is for Triton's interpreter."""
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fused_loss(
@@ -278,10 +279,19 @@ def _tile(z: Tensor, y: Tensor, settings: _Settings) -> _Tile:
     # the terms of all classes, and float64, take several times the registers
     heavy = y.is_floating_point() or settings.label_smoothing != 0 or z.dtype == torch.float64
     size, each = (_TILE // 4, 8) if heavy else (_TILE, 32)
-    block = 1 << max(z.shape[settings.axis] - 1, 1).bit_length()
-    block = block if block * (8 if z.dtype == torch.float64 else 4) <= _LONGEST_ROW else _BLOCK
+    in_registers = _row_bytes(z, settings.axis) <= _LONGEST_ROW
+    block = _power_of_2(z.shape[settings.axis]) if in_registers else _BLOCK
     rows = min(512, max(1, size // block))
     return _Tile(rows, block, min(16, max(4, rows * block // (32 * each))))
+
+
+def _row_bytes(z: Tensor, axis: int) -> int:
+    return _power_of_2(z.shape[axis]) * (8 if z.dtype == torch.float64 else 4)
+
+
+def _power_of_2(n: int) -> int:
+    """The smallest that is 2 or more, and at least n."""
+    return 1 << max(n - 1, 1).bit_length()
 
 
 class _Layout(NamedTuple):
