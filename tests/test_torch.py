@@ -88,6 +88,21 @@ def test_pixels_with_another_ignore_index(torch, losses, dtype):
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
 
 
+def test_the_default_ignore_index_is_no_unsigned_label(torch, losses):
+    """-100 as uint8 is 156."""
+    y = torch.tensor([156, 3], dtype=torch.uint8)
+    z, margins = RNG.normal(0, 1, (2, 200)), np.full(200, 0.5)
+    with_7 = torch.cat([y, torch.tensor([7], dtype=torch.uint8)])
+    for labels, options in ((y, {}), (y, {"label_smoothing": 0.1}), (with_7, {"ignore_index": 7})):
+        logits = np.concatenate([z, z])[: len(labels)]
+        value = losses.lmf_loss(torch.tensor(logits), labels, margins, **options)
+        options["where"] = labels.numpy() != options.pop("ignore_index", -100)
+        expected = reference.lmf_loss(logits, labels.numpy(), margins, **options)
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="got 156"):
+        losses.sigmoid_lmf_loss(torch.zeros(2), y, [0.1, 0.5])
+
+
 def test_a_negative_ignore_index_masks_only_itself(torch, losses):
     z, y = torch.tensor(LOGITS), torch.tensor([0, 1, -1, 2, 1, 0])
     sentence = "labels must be in [0, 3), got -1; mask examples without a class with "

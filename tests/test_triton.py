@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lmf_multi import reference
 from tests.adapters import Triton
 from tests.cases import Case
 from tests.frameworks import load
@@ -316,3 +317,38 @@ def test_absent_triton_is_said_once(monkeypatch, caplog):
         fused.available.cache_clear()
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG and "Triton is not installed" in record.message
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["integer", "soft"])
+def test_losses_take_the_kernel_on_a_gpu(fused, monkeypatch, soft):
+    """Modules and functions dispatch to it, by CPU tensors where there is no GPU."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    functional = load("lmf_multi.torch._functional")
+    device, calls, kernel = "cuda", [], functional.fused_loss
+    if not torch.cuda.is_available():
+        device = "cpu"
+        monkeypatch.setattr(functional, "SMALL", -1)
+        monkeypatch.setattr(functional, "_is_on_gpu", functional.is_plain)
+    monkeypatch.setattr(
+        functional, "fused_loss", lambda *a, **k: calls.append(1) or kernel(*a, **k)
+    )
+    logits, labels = RNG.normal(0, 2, (40, 3)), RNG.integers(0, 3, 40)
+    where = np.arange(40) % 5 > 0
+    if soft:
+        y, where = torch.tensor(np.eye(3)[labels], device=device), None
+    else:
+        y = torch.tensor(np.where(where, labels, -100), device=device)
+    z = torch.tensor(logits, device=device, requires_grad=True)
+    loss = losses.LMFLoss(COUNTS, class_weight=WEIGHTS).to(device)
+    (grad,) = torch.autograd.grad(loss(z, y), z, create_graph=True)
+    exact = reference.LMFLoss(COUNTS, class_weight=WEIGHTS)
+    value, expected = reference.lmf_loss_and_grad(
+        logits, labels, exact.margins, exact.class_weight, where=where
+    )
+    np.testing.assert_allclose(loss(z, y).item(), value, rtol=1e-12)
+    np.testing.assert_allclose(grad.detach().cpu().numpy(), expected, rtol=1e-9, atol=1e-14)
+    (second,) = torch.autograd.grad(grad.square().sum(), z)
+    assert second.abs().max() > 0
+    assert len(calls) == 2
+    torch.func.grad(lambda z: loss(z, y))(z.detach())  # traced: the plain path
+    assert len(calls) == 2

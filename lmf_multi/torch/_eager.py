@@ -114,18 +114,21 @@ def small_loss(
     γ: float,
     s: float,
     axis: int,
+    ignore_index: int,
     reduction: Reduction,
     totals: tuple[Tensor, Tensor] | None,
     plain: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
     """The reduced loss of a small batch of integer labels, in NumPy.
 
-    None where a label is out of range or the loss is not finite, which ``plain`` takes care of: the
-    same loss of the logits in differentiable operations, for second derivatives too.
+    None where a label may be ignored or is out of range, or the loss is not finite, which ``plain``
+    takes care of: the same loss of the logits in differentiable operations, for second derivatives
+    too.
     """
     C, R, with_grad = z.shape[axis], y.numel(), z.requires_grad and torch.is_grad_enabled()
     labels = y.numpy().reshape(-1)
-    if R == 0 or labels.min() < 0 or labels.max() >= C:
+    smallest, largest = (labels.min(), labels.max()) if R else (-1, -1)
+    if smallest < 0 or largest >= C or smallest <= ignore_index <= largest:
         return None
     x = z.detach().movedim(axis, 0).to(loss_dtype(z)).numpy().reshape(C, R).copy()
     labels = labels.astype(np.int64)  # C · R may be too large for its dtype

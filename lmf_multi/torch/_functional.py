@@ -21,6 +21,7 @@ from lmf_multi.spec import (
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
 from lmf_multi.torch._eager import SMALL, small_loss
+from lmf_multi.torch._triton import fused_loss, supports
 
 
 def lmf_loss(
@@ -178,9 +179,31 @@ def masked_loss(
 
     loss, one_class = None, not soft and label_smoothing == 0
     if one_class and input.numel() <= SMALL and readable(input) and readable(target):
-        terms = (Δ, w, alpha, beta, gamma, scale)
-        loss = small_loss(input, target, *terms, axis, reduction, totals, plain)
+        terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
+        loss = small_loss(input, target, *terms, reduction, totals, plain)
+    elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
+        loss = fused_loss(
+            input,
+            target,
+            Δ,
+            w,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            scale=scale,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+            plain=plain,
+            ignore_index=ignore_index,
+            totals=totals,
+        )
     return plain(input) if loss is None else loss
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    """Whether a tensor is one of numbers on a CUDA device."""
+    return x.is_cuda and is_plain(x)
 
 
 def total_weight_and_examples(
@@ -341,11 +364,12 @@ def _targets(
         if ignore_index is None or not smallest <= ignore_index <= largest:
             check_label_range(smallest, largest, C, mask_name)
             return y.long(), torch.ones((), dtype=dtype).expand(y.shape), None
+    y = y.long()  # an unsigned label compared with -100 would be compared with 156
     if ignore_index is not None:
         valid = y != ignore_index
         where = valid if where is None else where & valid
     masked = None if where is None else ~where
-    y = y.long() if masked is None else y.long().masked_fill(masked, 0)
+    y = y if masked is None else y.masked_fill(masked, 0)
     presence = torch.ones_like(y, dtype=dtype) if where is None else where.to(dtype)
     if not readable(y):
         return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan), masked

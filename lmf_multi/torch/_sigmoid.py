@@ -122,7 +122,8 @@ def _annotated(target: Tensor, ignore_index: int, where: Tensor | None) -> Tenso
         check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
     if target.dtype == torch.bool:
         return where
-    valid = target != ignore_index
+    # an unsigned label compared with -100 would be compared with 156
+    valid = (target if target.is_floating_point() else target.long()) != ignore_index
     return valid if where is None else valid & where
 
 
