@@ -1,5 +1,7 @@
 """The menu: `nox -s demo` to see it work, `nox` to check everything, `nox -l` for the list."""
 
+import sys
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -12,7 +14,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
     # what is missing fails its tests instead of skipping them
-    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas",
+    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas"
+    + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
@@ -30,10 +33,20 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "examples.demo", *session.posargs)
 
 
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure time and memory beside cross-entropy, in each framework; `-- --quick` for a taste."""
+    install(session, "[all,tpu]")
+    frameworks = ("torch", "jax", "keras") if "--framework" not in session.posargs else (None,)
+    for framework in frameworks:
+        chosen = () if framework is None else ("--framework", framework)
+        session.run("python", "-m", "examples.bench_loss", *chosen, *session.posargs)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the test suite, then its Keras part on the other two backends; `-- ARGS` for pytest."""
-    install(session, "[all]", "test")
+    install(session, "[all,tpu]", "test")
     pytest = ("pytest", "-n", "2", "--ignore=tests/interop")
     if session.posargs:
         session.run(*pytest, *session.posargs, env=TEST_ENV)

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a table and perhaps write it."""
     args = parse(argv)
     console = Console(width=None if sys.stdout.isatty() else 110)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name, silent in (("TF_CPP_MIN_LOG_LEVEL", "2"), ("KINETO_LOG_LEVEL", "99")):
+        os.environ.setdefault(name, silent)
     if args.device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     framework = importlib.import_module(f"examples.bench_{args.framework}")

@@ -1,6 +1,7 @@
 """The demo, run as a user runs it, and what it reads and reports."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from lmf_multi import LMFSpec
 from tests.frameworks import load
 
 NEEDS = {"torch": ["torch"], "flax": ["jax", "flax", "optax"], "keras": ["keras"]}
@@ -162,3 +164,58 @@ def test_stderr_is_kept_back_until_something_fails(demo, capfd):
         os.write(2, b"the reason")
         raise ImportError
     assert capfd.readouterr().err == "the reason"
+
+
+# --- bench_loss
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
+def test_bench_measures_every_loss_in_turn(framework, tmp_path):
+    for needed in (*NEEDS.get(framework, ["jax", "optax"]), "rich"):
+        load(needed)
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "examples.bench_loss", "--framework", framework]
+    command += ["--quick", "--seconds", "0.1", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert {"CPU", "Python", framework} <= set(found["about"])
+    names = ["cross-entropy", "published formula", "ours"]
+    if framework == "torch":
+        names += [f"{name}, compiled" for name in names]
+    for dtype in ("float32", "bfloat16"):
+        rows = [row for row in found["results"] if row["dtype"] == dtype]
+        assert [row["loss"] for row in rows] == names
+        for row in rows:
+            assert row["shape"] == [32, 7]
+            assert row["milliseconds"] > 0 and row["copies"] > 0
+            assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+            assert row["memory"] >= 1  # the gradient, at least
+            assert (row["ratio"] == 1) == row["loss"].startswith("cross-entropy")
+            assert f"{row['ratio']:.2f}" in done.stdout
+
+
+def test_bench_losses_are_what_they_are_called():
+    """The published formula and ours agree where it is accurate: both are timed on the same loss."""
+    torch, bench = load("torch"), load("examples.bench_torch")
+    spec = LMFSpec([100, 10, 1])
+    z, y = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    Δ, w = torch.tensor(spec.margins), torch.tensor(spec.weights)
+    published = bench.published_formula(z.double(), y, Δ, w, spec)
+    ours = load("lmf_multi.torch").LMFLoss.from_spec(spec)(z.double(), y)
+    torch.testing.assert_close(ours, published, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--aot", "v5e:2x2"], "--aot needs --framework jax, got torch"),
+        (["--framework", "numpy"], "invalid choice: 'numpy'"),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(arguments, sentence, capsys):
+    from examples import bench_loss
+
+    with pytest.raises(SystemExit):
+        bench_loss.parse(arguments)
+    assert sentence in capsys.readouterr().err
