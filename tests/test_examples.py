@@ -196,7 +196,7 @@ def test_bench_measures_every_loss_in_turn(framework, tmp_path):
 
 
 def test_bench_losses_are_what_they_are_called():
-    """The published formula and ours agree where it is accurate: both are timed on the same loss."""
+    """The published formula and ours agree where it is accurate: what is timed is one loss."""
     torch, bench = load("torch"), load("examples.bench_torch")
     spec = LMFSpec([100, 10, 1])
     z, y = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
