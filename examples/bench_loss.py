@@ -64,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     framework = importlib.import_module(f"examples.bench_{args.framework}")
     if args.aot:
-        framework.report_aot(args.aot, console)
+        programs = framework.report_aot(args.aot, console)
+        if args.json:
+            rows = [program._asdict() for program in programs]
+            found = {"about": framework.versions() | {"topology": args.aot}, "programs": rows}
+            Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
         return
     shapes = SHAPES[:1] if args.quick else CUDA_SHAPES if args.device == "cuda" else SHAPES
     results = []
@@ -111,7 +115,8 @@ def measure(
         low, ratio, high = np.percentile(ratios, [25, 50, 75])
         milliseconds = 1e3 * np.median(times[name])
         copies = np.median(times[name] / times["copy"])
-        memory = framework.peak_memory(runs[name], device) / logits_size(shape, dtype)
+        held = framework.peak_memory(name, shape, dtype, device)
+        memory = None if held is None else held / logits_size(shape, dtype)
         results.append(
             Result(shape, dtype, name, milliseconds, ratio, low, high, float(copies), memory)
         )
@@ -164,7 +169,7 @@ def table(results: Sequence[Result], framework: str) -> Table:
             f"{result.milliseconds:.3g}",
             f"{result.ratio:.2f} ({result.ratio_low:.2f}-{result.ratio_high:.2f})",
             f"{result.copies:.1f}",
-            f"{result.memory:.2f}",
+            "–" if result.memory is None else f"{result.memory:.2f}",
         )
     return made
 

@@ -1,5 +1,6 @@
 """What ``bench_loss`` measures in PyTorch: forward and backward, eager and compiled."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -66,12 +67,14 @@ def published_formula(z: Tensor, y: Tensor, Δ: Tensor, w: Tensor, spec: LMFSpec
     return spec.alpha * ldam + spec.beta * focal.mean()
 
 
-def peak_memory(run: Callable[[], None], device: str) -> int:
-    """Bytes that a run holds at most beyond what it found; a gradient it replaces counts once."""
+def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> int:
+    """Bytes that a run holds at most beyond logits and labels."""
+    run = contenders(shape, dtype, device, compiled="compiled" in name)[name]
     run()
     if device == "cuda":
+        last_gradient = math.prod(shape) * getattr(torch, dtype).itemsize
+        before = torch.cuda.memory_allocated() - last_gradient  # which the run frees first
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True) as profile:
