@@ -95,7 +95,7 @@ def _in_torch(
     loss: Tensor
     loss, slope = _one_class(x, torch.empty_like(x), z_y, Δ, a, b, γ, s, out is not None)
     if out is not None and few:
-        torch.add(x, is_y.mul_(slope), out=out)
+        torch.addcmul(x, is_y, slope, out=out)
     elif out is not None:
         out.copy_(x.scatter_(0, labels, slope.unsqueeze(0)))
     return loss
@@ -256,12 +256,10 @@ def _exp_and_sum(x: Any) -> Any:
     What is far below the sum's epsilon becomes an exact 0: numbers near the smallest normal one,
     here or in later products, cost forty times the others.
     """
-    nx = namespace(x)
-    negligible = -40.0 if x.dtype == nx.float32 else -80.0
-    if nx is np:
-        np.maximum(x, negligible, out=x)
+    negligible = -40.0 if x.dtype == namespace(x).float32 else -80.0
+    if isinstance(x, Tensor):
+        torch.nn.functional.threshold_(x, negligible, -torch.inf).exp2_()
     else:
-        x.clamp_(min=negligible)
-    nx.exp2(x, out=x)
-    x -= 2**negligible
+        np.exp2(np.maximum(x, negligible, out=x), out=x)
+        x -= 2**negligible
     return x.sum(0)
