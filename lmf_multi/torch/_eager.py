@@ -258,7 +258,7 @@ def _exp_and_sum(x: Any) -> Any:
     """
     negligible = -40.0 if x.dtype == namespace(x).float32 else -80.0
     if isinstance(x, Tensor):
-        torch.nn.functional.threshold_(x, negligible, -torch.inf).exp2_()
+        torch.threshold_(x, negligible, -torch.inf).exp2_()
     else:
         np.exp2(np.maximum(x, negligible, out=x), out=x)
         x -= 2**negligible
