@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.nn import log_sigmoid, sigmoid
 
 
 def is_class(y: Array, C: int, axis: int) -> Array:
@@ -19,11 +18,76 @@ def is_class(y: Array, C: int, axis: int) -> Array:
     return jax.lax.broadcasted_iota(y.dtype, shape, axis) == jnp.expand_dims(y, axis)
 
 
+# Up to so many classes XLA's own loops reduce faster on a CPU than the library it calls for more.
+FEW = 32
+
+
+def at_label(x: Array, y: Array, axis: int) -> Array:
+    """x_y of an array of the logits' shape.
+
+    A gather on CPU only: elsewhere a sum is as fast, and shards of the class axis can share it.
+    """
+
+    def gather(x: Array, y: Array) -> Array:
+        dimensions = jax.lax.GatherDimensionNumbers(
+            offset_dims=(),
+            collapsed_slice_dims=(axis,),
+            start_index_map=(axis,),
+            operand_batching_dims=tuple(i for i in range(x.ndim) if i != axis),
+            start_indices_batching_dims=tuple(range(y.ndim)),
+        )
+        i = jnp.expand_dims(y, y.ndim)
+        return jax.lax.gather(x, i, dimensions, (1,) * x.ndim, mode="promise_in_bounds")
+
+    def select(x: Array, y: Array) -> Array:
+        return jnp.where(is_class(y, x.shape[axis], axis), x, 0).sum(axis)
+
+    x_y: Array = jax.lax.platform_dependent(x, y, cpu=gather, default=select)
+    return x_y
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sums(axis: int, *arrays: Array) -> list[Array]:
+    """Their sums over the classes, for few classes in one pass over all of them."""
+    if arrays[0].shape[axis] > FEW:
+        return [x.sum(axis) for x in arrays]
+    return _reduce(arrays, [0.0] * len(arrays), [jax.lax.add] * len(arrays), axis)
+
+
+@_sums.defjvp
+def _sums_jvp(axis: int, arrays: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
+    return _sums(axis, *arrays), [x.sum(axis) for x in tangents]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _max_and_sum(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
+    """The maximum of x, whose gradient is stopped, and the sum of y over the classes."""
+    largest, total = _reduce((x, y), [-jnp.inf, 0.0], [jax.lax.max, jax.lax.add], axis)
+    return largest, total
+
+
+@_max_and_sum.defjvp
+def _max_and_sum_jvp(axis: int, arrays: Any, tangents: Any) -> tuple[Any, Any]:
+    largest, total = _max_and_sum(*arrays, axis)
+    return (largest, total), (jnp.zeros_like(largest), tangents[1].sum(axis))
+
+
+def _reduce(arrays: Any, inits: list[float], operations: list[Any], axis: int) -> list[Array]:
+    """Reductions over the classes, in one pass over all arrays."""
+
+    def combine(p: Any, q: Any) -> list[Array]:
+        return [f(*each) for f, *each in zip(operations, p, q, strict=True)]
+
+    starts = [jnp.array(init, x.dtype) for init, x in zip(inits, arrays, strict=True)]
+    reduced: list[Array] = jax.lax.reduce(list(arrays), starts, combine, (axis,))
+    return reduced
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(8,))
 def mixture(
     z: Array,
     y: Array | None,
-    presence: Array | None,
+    masked: Array | None,
     Δ: Array | None,
     a: Array | None,
     b: Array | None,
@@ -36,21 +100,21 @@ def mixture(
     Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
     Δ, a and b hold negative and positive along a first axis.
     """
-    return _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)[0]
+    return _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0]
 
 
 @partial(mixture.defjvp, symbolic_zeros=True)
 def _mixture_jvp(axis: int | None, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    z, y, presence, Δ, a, b, γ, s = primals
+    z, y, masked, Δ, a, b, γ, s = primals
     dz, _, _, *dparameters = tangents
-    loss, grad = _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)
+    loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
     dloss = jnp.zeros_like(loss)
     if not _is_symbolic_zero(dz):
         change = grad * dz.astype(grad.dtype)
         dloss += change if axis is None else change.sum(axis)
     if not all(_is_symbolic_zero(d) for d in dparameters):
         _, d = jax.jvp(
-            lambda Δ, a, b, γ, s: _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)[0],
+            lambda Δ, a, b, γ, s: _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0],
             (Δ, a, b, γ, s),
             jax.tree.map(_instantiate, tuple(dparameters), is_leaf=_is_symbolic_zero),
         )
@@ -70,7 +134,7 @@ def _instantiate(tangent: Any) -> Any:
 def _value_and_grad(
     z: Array,
     y: Array | None,
-    presence: Array | None,
+    masked: Array | None,
     Δ: Array | None,
     a: Array | None,
     b: Array | None,
@@ -81,15 +145,15 @@ def _value_and_grad(
     z = z if z.dtype == jnp.float64 else z.astype(jnp.float32)
     if axis is None:
         return _sigmoid(z, y, Δ, a, b, γ, s)
-    if y is None or presence is None:
+    if y is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
-    return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
+    return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
 
 
 def _one_class(
     z: Array,
     y: Array,
-    presence: Array,
+    masked: Array | None,
     Δ: Array | None,
     a: Array | None,
     b: Array | None,
@@ -98,31 +162,42 @@ def _one_class(
     axis: int,
 ) -> tuple[Array, Array]:
     """Loss of the labelled class alone, and its gradient."""
-    is_y, masked = is_class(y, z.shape[axis], axis), presence == 0
-    z_y = jnp.where(masked, 0, jnp.where(is_y, z, 0).sum(axis))
+    is_y = is_class(y, z.shape[axis], axis)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
-    others = jnp.where(is_y | jnp.expand_dims(masked, axis), -jnp.inf, z)
-    M = jnp.maximum(jax.lax.stop_gradient(others).max(axis), -_LARGE)
+    left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
+    others = jnp.where(left_out, -jnp.inf, z)
+    M, z_y = _largest_and_labelled(others, z, y, axis)
+    if masked is not None:
+        z_y = jnp.where(masked, 0, z_y)
     x = jnp.maximum(others - jnp.expand_dims(M, axis), -_LARGE)
 
-    losses, slopes, grads = [], [], []
+    has_ldam, has_focal = a is not None and Δ is not None, b is not None
+    exponentials = [jnp.exp(s * x)] * has_ldam + [jnp.exp(x)] * has_focal
+    sums = [_at_least_1(S) for S in _sums(axis, *exponentials)]
+    terms = []
     if a is not None and Δ is not None:
-        e = jnp.exp(s * x)
-        S = _at_least_1(e.sum(axis))
-        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
-        losses.append(_times(a, ldam))
-        slopes.append(a * slope)
-        grads.append(e * jnp.expand_dims(-a * slope / S, axis))
+        terms.append((a, *_ldam(_log_odds(z_y, M, sums[0], s, Δ), s)))
     if b is not None:
-        e = jnp.exp(x)
-        S = _at_least_1(e.sum(axis))
-        focal, slope = _focal(_log_odds(z_y, M, S), γ)
-        losses.append(_times(b, focal))
-        slopes.append(b * slope)
-        grads.append(e * jnp.expand_dims(-b * slope / S, axis))
-    if not losses:
+        terms.append((b, *_focal(_log_odds(z_y, M, sums[-1]), γ)))
+    if not terms:
         return jnp.zeros_like(z_y), jnp.zeros_like(z)
+    losses = [_times(c, loss) for c, loss, _ in terms]
+    slopes = [c * slope for c, _, slope in terms]
+    grads = [
+        e * jnp.expand_dims(-slope / S, axis)
+        for e, slope, S in zip(exponentials, slopes, sums, strict=True)
+    ]
     return _sum(losses), jnp.where(is_y, jnp.expand_dims(_sum(slopes), axis), _sum(grads))
+
+
+def _largest_and_labelled(others: Array, z: Array, y: Array, axis: int) -> tuple[Array, Array]:
+    """M = max_{k≠y} z_k, at least -_LARGE, and z_y."""
+    if z.shape[axis] > FEW:
+        M, z_y = jax.lax.stop_gradient(others).max(axis), at_label(z, y, axis)
+    else:
+        z_y_alone = jnp.where(is_class(y, z.shape[axis], axis), z, 0)
+        M, z_y = _max_and_sum(others, z_y_alone, axis)
+    return jnp.maximum(M, -_LARGE), z_y
 
 
 def _at_least_1(S: Array) -> Array:
@@ -234,16 +309,29 @@ def _difference(a: Array, b: Any) -> tuple[Array, Array]:
 
 def _ldam(τ: Array, s: Any) -> tuple[Array, Array]:
     """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    root, e, rest = _tail(τ)
     # sigmoid(-τ) may underflow where s times it does not, its root cannot
-    root = jnp.exp(log_sigmoid(-τ) / 2)
-    return -log_sigmoid(τ), -(s * root) * root
+    r = jnp.where(τ >= 0, root, 1)
+    return jnp.where(τ >= 0, 0, -τ) + rest, -(s * r) * r / (1 + e)
 
 
 def _focal(ω: Array, γ: Any) -> tuple[Array, Array]:
     """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
-    ce, modulation = -log_sigmoid(ω), jnp.exp(γ * log_sigmoid(-ω))
-    slope = -modulation * (γ * sigmoid(ω) * jnp.minimum(ce, _LARGE) + sigmoid(-ω))
+    _, e, rest = _tail(ω)
+    ce, modulation = jnp.where(ω >= 0, 0, -ω) + rest, jnp.exp(-γ * (jnp.where(ω >= 0, ω, 0) + rest))
+    p, miss = jnp.where(ω >= 0, 1, e), jnp.where(ω >= 0, e, 1)  # times 1 + e
+    slope = -modulation * (γ * p * jnp.minimum(ce, _LARGE) + miss) / (1 + e)
     return modulation * ce, slope
+
+
+def _tail(x: Array) -> tuple[Array, Array, Array]:
+    """e^{-|x|/2}, its square and log(1 + e^{-|x|}), of which sigmoid and softplus are made.
+
+    ``where`` takes the same side at 0 throughout, so that the derivatives there are right.
+    """
+    root = jnp.exp(jnp.where(x >= 0, -x, x) / 2)
+    e = root * root
+    return root, e, jnp.log1p(e)
 
 
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.

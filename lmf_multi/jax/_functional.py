@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lmf_multi.jax._closed_form import is_class, mixture
+from lmf_multi.jax._closed_form import at_label, is_class, mixture
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     RULES,
@@ -249,7 +249,17 @@ def compute_loss(
     def of_one_class() -> Array:
         a = None if _is_zero(α) else W * (α / by_weight)
         b = None if _is_zero(β) else W * (β / by_examples)
-        return mixture(z, y, presence, None if Δ is None else _at(Δ, y, axis), a, b, γ, s, axis)
+        return mixture(
+            z,
+            y,
+            None if mask is None else ~mask,
+            None if Δ is None else _at(Δ, y, axis),
+            a,
+            b,
+            γ,
+            s,
+            axis,
+        )
 
     def of_all_classes() -> Array:
         p = (1 - ε) * q + ε / C * present
@@ -426,9 +436,10 @@ def _is_zero(number: Any) -> bool:
 
 
 def _at(vector: Array, y: Array, axis: int) -> Array:
-    """``vector[y]`` without a gather, which explicitly sharded labels and TPUs do not like."""
-    by_class = vector.reshape([-1] + [1] * (y.ndim - axis))
-    return jnp.where(is_class(y, len(vector), axis), by_class, 0).sum(axis)
+    """``vector[y]``; a gather from the vector itself refuses explicitly sharded labels."""
+    by_class = jnp.expand_dims(vector, range(1, 1 + y.ndim - axis))
+    shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
+    return at_label(jnp.broadcast_to(by_class, shape), y, axis)
 
 
 def _soft_targets(y: Array, axis: int, where: Array | None, dtype: Any) -> tuple[Array, Array]:
