@@ -179,3 +179,60 @@ def test_a_loop_of_training_steps(jax, losses):
     _, values = jax.lax.scan(step, jax.numpy.asarray(LOGITS), jax.numpy.full(50, 1.5))
     assert np.isfinite(values).all()
     assert values[-1] < 0.5 * values[0]
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("C", [2, 32, 33])  # up to 32 are reduced in another way
+def test_few_and_many_classes(jax, losses, C, axis):
+    """Value, gradient and Hessian-vector product, with a masked row of NaN."""
+    rng = np.random.default_rng(C)
+    z, v, y = rng.normal(0, 2, (5, C)), rng.normal(0, 1, (5, C)), rng.integers(0, C, 5)
+    where = np.array([True, True, False, True, True])
+    z[2] = np.nan
+    counts, options = range(1, C + 1), {"scale": 4.0, "class_weight": "balanced"}
+    exact, h = reference.LMFLoss(counts, **options), 1e-5
+
+    def gradient(z):
+        vectors, numbers = (exact.margins, exact.class_weight), {"scale": 4.0, "where": where}
+        return reference.lmf_loss_and_grad(z, y, *vectors, **numbers)[1]
+
+    with jax.enable_x64(True):
+        loss = losses.LMFLoss(counts, axis=axis, **options)
+
+        def of(z):
+            return loss(jax.numpy.moveaxis(z, -1, axis), y, where=where)
+
+        value, grad = jax.jit(jax.value_and_grad(of))(z)
+        product = jax.jit(lambda z, v: jax.jvp(jax.grad(of), (z,), (v,))[1])(z, v)
+    np.testing.assert_allclose(value, exact(z, y, where=where), rtol=1e-12)
+    np.testing.assert_allclose(grad, gradient(z), rtol=1e-11, atol=1e-15)
+    expected = (gradient(z + h * v) - gradient(z - h * v)) / (2 * h)
+    np.testing.assert_allclose(product, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ldam_loss", "focal_loss"])
+def test_curvature_at_even_odds(jax, losses, name):
+    """Where each formula changes sides, as at the zeros of a fresh last layer."""
+    vectors = (np.zeros(2),) if name == "ldam_loss" else ()
+    numbers = {"scale": 2.0} if name == "ldam_loss" else {"gamma": 1.5}
+    exact, h, step = getattr(reference, name), 1e-4, np.array([[1.0, 0.0]])
+
+    def value(z):
+        return exact(z, [0], *vectors, **numbers, reduction="sum")
+
+    def of(z):
+        return getattr(losses, name)(z, np.zeros(1, int), *vectors, **numbers).sum()
+
+    with jax.enable_x64(True):
+        hessian = jax.hessian(of)(np.zeros((1, 2)))
+    second = (value(h * step) - 2 * value(0 * step) + value(-h * step)) / h**2
+    assert second > 0.1
+    np.testing.assert_allclose(hessian[0, 0, 0, 0], second, rtol=1e-5)
+
+
+def test_memory(jax, losses):
+    """One array of the logits' size at most, beside the gradient; XLA's figure does not vary."""
+    z, y = np.zeros((512, 1000), np.float32), np.zeros(512, np.int32)
+    step = jax.jit(jax.value_and_grad(losses.LMFLoss(range(1, 1001))))
+    memory = step.lower(z, y).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.1 * z.nbytes

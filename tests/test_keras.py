@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from lmf_multi import class_margins, reference
+from tests.adapters import Keras
+from tests.cases import Case, rounded
 from tests.checks import refuses
 from tests.frameworks import KERAS_BACKEND, load
 
@@ -266,6 +268,41 @@ def test_a_probability_of_0_is_an_impossible_class(losses):
     with np.errstate(divide="ignore"):
         expected = reference.LMFLoss(COUNTS, reduction="none")(np.log(p), [0, 0])
     np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+# --- short rows, which TensorFlow's XLA gets in another form than long ones
+
+
+@pytest.mark.parametrize("num_classes", [8, 9])
+@pytest.mark.parametrize("mode", Keras.modes)
+def test_short_and_long_rows(mode, num_classes):
+    rng = np.random.default_rng(num_classes)
+    z = rounded(rng.normal(-2, 5, (64, num_classes)) * rng.choice([1, 100], (64, 1)), "float32")
+    y, upstream = rng.integers(0, num_classes, 64), np.linspace(0.5, 2, 64)
+    case = Case(z, y, tuple(range(num_classes, 0, -1)), upstream=upstream, scale=5.0)
+    case.check(Keras(mode)(case))
+
+
+@pytest.mark.parametrize("num_classes", [3, 9])
+@pytest.mark.parametrize("mode", Keras.modes)
+def test_nan_of_either_sign(mode, num_classes):
+    z = np.zeros((4, num_classes))
+    z[0, 1], z[2, 1] = np.nan, np.copysign(np.nan, -1)
+    case = Case(z, np.zeros(4, int), tuple(range(num_classes, 0, -1)))
+    value, grad, *_ = Keras(mode)(case)
+    np.testing.assert_array_equal(np.isnan(value), [True, False, True, False])
+    np.testing.assert_array_equal(np.isnan(grad).all(1), [True, False, True, False])
+    np.testing.assert_array_equal(np.isnan(grad).any(1), [True, False, True, False])
+
+
+@pytest.mark.parametrize("mode", Keras.traced_modes)
+def test_labels_that_32_bits_would_wrap(mode):
+    """In a compiled step a label outside the classes is NaN, also with the last bits of a class."""
+    wide = KERAS_BACKEND != "jax"  # which has 32 bits only
+    y = np.array([0, 2**32 if wide else 2**31 - 1, 1])
+    case = Case(np.zeros((3, 3)), y, (3, 2, 1), label_dtype="int64" if wide else "int32")
+    value = Keras(mode)(case).value
+    np.testing.assert_array_equal(np.isnan(value), [False, True, False])
 
 
 # --- masks and reductions of Keras' own

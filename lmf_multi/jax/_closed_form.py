@@ -18,14 +18,16 @@ def is_class(y: Array, C: int, axis: int) -> Array:
     return jax.lax.broadcasted_iota(y.dtype, shape, axis) == jnp.expand_dims(y, axis)
 
 
-# Up to so many classes XLA's own loops reduce faster on a CPU than the library it calls for more.
-FEW = 32
+# Up to so many classes XLA's own loops are faster on a CPU than the library, YNNPACK, that it hands
+# single sums and maxima to: several times over short rows (JAX 0.10, x86).
+_FEW = 32
 
 
 def at_label(x: Array, y: Array, axis: int) -> Array:
     """x_y of an array of the logits' shape.
 
-    A gather on CPU only: elsewhere a sum is as fast, and shards of the class axis can share it.
+    A gather on CPU only, where XLA would write the selected entries out before it sums them;
+    elsewhere it does not, and shards of the class axis can share the sum.
     """
 
     def gather(x: Array, y: Array) -> Array:
@@ -48,8 +50,8 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sums(axis: int, *arrays: Array) -> list[Array]:
-    """Their sums over the classes, for few classes in one pass over all of them."""
-    if arrays[0].shape[axis] > FEW:
+    """Each one's sum over the classes."""
+    if arrays[0].shape[axis] > _FEW:
         return [x.sum(axis) for x in arrays]
     return _reduce(arrays, [0.0] * len(arrays), [jax.lax.add] * len(arrays), axis)
 
@@ -73,7 +75,10 @@ def _max_and_sum_jvp(axis: int, arrays: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def _reduce(arrays: Any, inits: list[float], operations: list[Any], axis: int) -> list[Array]:
-    """Reductions over the classes, in one pass over all arrays."""
+    """Reductions over the classes, each array's by its own operation, in one pass.
+
+    Its callers say what the derivative is: JAX's own would go through the classes one by one.
+    """
 
     def combine(p: Any, q: Any) -> list[Array]:
         return [f(*each) for f, *each in zip(operations, p, q, strict=True)]
@@ -97,8 +102,9 @@ def mixture(
 ) -> Array:
     """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
 
-    Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
-    Δ, a and b hold negative and positive along a first axis.
+    ``masked`` tells the examples that do not count, if some do not. Without a class axis it is
+    the sigmoid form: y tells the positive elements, and with ``y=None`` Δ, a and b hold negative
+    and positive along a first axis.
     """
     return _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0]
 
@@ -192,7 +198,7 @@ def _one_class(
 
 def _largest_and_labelled(others: Array, z: Array, y: Array, axis: int) -> tuple[Array, Array]:
     """M = max_{k≠y} z_k, at least -_LARGE, and z_y."""
-    if z.shape[axis] > FEW:
+    if z.shape[axis] > _FEW:
         M, z_y = jax.lax.stop_gradient(others).max(axis), at_label(z, y, axis)
     else:
         z_y_alone = jnp.where(is_class(y, z.shape[axis], axis), z, 0)

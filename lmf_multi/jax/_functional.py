@@ -237,32 +237,23 @@ def compute_loss(
     C, by_class = z.shape[axis], [-1] + [1] * (z.ndim - 1 - axis)
     if soft:
         q, presence = _soft_targets(y, axis, mask, dtype)
-        present = jnp.expand_dims(presence, axis)
         W = (q if w is None else q * w.reshape(by_class)).sum(axis)
     else:
         y, presence = _targets(y, C, mask, mask_name, dtype)
-        present = jnp.expand_dims(presence, axis)
-        q = jnp.where(is_class(y, C, axis), present, 0)
         W = presence if w is None else presence * _at(w, y, axis)
     by_weight, by_examples = _normalizers(W, presence, reduction, totals, axis_name)
 
     def of_one_class() -> Array:
         a = None if _is_zero(α) else W * (α / by_weight)
         b = None if _is_zero(β) else W * (β / by_examples)
-        return mixture(
-            z,
-            y,
-            None if mask is None else ~mask,
-            None if Δ is None else _at(Δ, y, axis),
-            a,
-            b,
-            γ,
-            s,
-            axis,
-        )
+        masked = None if mask is None else ~mask
+        margins = None if Δ is None else _at(Δ, y, axis)
+        return mixture(z, y, masked, margins, a, b, γ, s, axis)
 
     def of_all_classes() -> Array:
-        p = (1 - ε) * q + ε / C * present
+        present = jnp.expand_dims(presence, axis)
+        p = (1 - ε) * (q if soft else jnp.where(is_class(y, C, axis), present, 0))
+        p += ε / C * present
         share = p if w is None else p * w.reshape(by_class)
         a = None if _is_zero(α) else share * (α / by_weight)
         b = None if _is_zero(β) else share * (β / by_examples)

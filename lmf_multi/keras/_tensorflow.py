@@ -56,7 +56,11 @@ def compute_loss(
     )
 
     axis = axis % len(z.shape)
-    C = tf.shape(z)[axis] if z.shape[axis] is None else z.shape[axis]
+    shape = _sizes(z)
+    C = shape.pop(axis)
+    if axis == len(shape):  # all examples along one axis: XLA's loops over several are slower
+        z, y = tf.reshape(z, [-1, C]), tf.reshape(y, [-1, C] if soft else [-1])
+        where, axis = None if where is None else tf.reshape(where, [-1]), 1
     by_class = [-1] + [1] * (len(z.shape) - 1 - axis)
     if soft:
         presence = tf.ones_like(tf.reduce_sum(y, axis), dtype)
@@ -67,13 +71,13 @@ def compute_loss(
     else:
         y, presence = _targets(y, C, where, mask_name, dtype)
         W = presence if w is None else presence * tf.gather(w, y)
-    by_weight, by_examples = _normalizers(W, presence, reduction)
+    by_weight, by_examples = _normalizers(W, where, reduction)
 
     if not soft and label_smoothing == 0:
         a = None if alpha == 0 else W * (alpha / by_weight)
         b = None if beta == 0 else W * (beta / by_examples)
-        Δ = None if Δ is None else tf.gather(Δ, y)
-        return _mixture(z, y, presence, Δ, a, b, gamma, scale, axis)
+        Δ, masked = None if Δ is None else tf.gather(Δ, y), None if where is None else ~where
+        return tf.reshape(_mixture(z, y, masked, Δ, a, b, gamma, scale, axis), shape)
 
     if not soft:
         present = tf.expand_dims(presence, axis)
@@ -83,7 +87,7 @@ def compute_loss(
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
     z, Δ = tf.where(present != 0, z, 0.0), None if Δ is None else tf.reshape(Δ, by_class)
-    return _mixture(z, None, None, Δ, a, b, gamma, scale, axis)
+    return tf.reshape(_mixture(z, None, None, Δ, a, b, gamma, scale, axis), shape)
 
 
 def compute_sigmoid_loss(
@@ -124,7 +128,7 @@ def compute_sigmoid_loss(
     Δ, w = (None if v is None else _by_label(v, len(x.shape), axis) for v in (Δ, w))
     t, presence = _sigmoid_targets(t, where, mask_name, dtype)
     W = presence if w is None else presence * ((1 - t) * w[0] + t * w[1])
-    by_weight, by_examples = _normalizers(W, presence, reduction)
+    by_weight, by_examples = _normalizers(W, where, reduction)
     x = x if where is None else tf.where(where, x, tf.zeros_like(x))
 
     if not soft and label_smoothing == 0:
@@ -172,23 +176,24 @@ def _targets(
     y: tf.Tensor, C: Any, where: tf.Tensor | None, mask_name: str, dtype: tf.DType
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
-    y = tf.cast(y, tf.int64)
-    valid = tf.ones_like(y, tf.bool) if where is None else where
-    y, C = tf.where(valid, y, 0), tf.cast(C, tf.int64)
+    y = y if y.dtype == tf.int32 else tf.cast(y, tf.int64)
+    y, C = y if where is None else tf.where(where, y, 0), tf.cast(C, y.dtype)
     if tf.executing_eagerly() and tf.size(y) > 0:
         smallest, largest = tf.reduce_min(y), tf.reduce_max(y)
         check_label_range(int(smallest), int(largest), int(C), mask_name)
-    presence = tf.where((y >= 0) & (y < C), tf.cast(valid, dtype), _constant("nan", dtype))
-    return tf.clip_by_value(y, 0, C - 1), presence
+    presence = tf.ones_like(y, dtype) if where is None else tf.cast(where, dtype)
+    presence = tf.where((y >= 0) & (y < C), presence, _constant("nan", dtype))
+    return tf.cast(tf.clip_by_value(y, 0, C - 1), tf.int32), presence
 
 
 def _normalizers(
-    W: tf.Tensor, presence: tf.Tensor, reduction: Reduction
+    W: tf.Tensor, where: tf.Tensor | None, reduction: Reduction
 ) -> tuple[tf.Tensor | float, tf.Tensor | float]:
     """What the sums over LDAM and over focal are divided by."""
     if reduction in ("none", "sum"):
         return 1.0, 1.0
-    total, N = over_replicas([tf.reduce_sum(W), tf.reduce_sum(presence)])
+    N = tf.size(W) if where is None else tf.math.count_nonzero(where)
+    total, N = over_replicas([tf.reduce_sum(W), tf.cast(N, W.dtype)])
     N = _at_least(N, 1)
     if reduction == "batch_mean":
         return N, N
@@ -207,7 +212,7 @@ def over_replicas(totals: list[tf.Tensor]) -> list[tf.Tensor]:
 def _mixture(
     z: tf.Tensor,
     y: tf.Tensor | None,
-    presence: tf.Tensor | None,
+    masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
     a: tf.Tensor | None,
     b: tf.Tensor | None,
@@ -223,7 +228,7 @@ def _mixture(
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def closed_form(z: tf.Tensor) -> Any:
-        loss, grad = _value_and_grad(z, y, presence, Δ, a, b, γ, s, axis)
+        loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
 
         def pull(upstream: tf.Tensor) -> tf.Tensor:
             upstream = upstream if axis is None else tf.expand_dims(upstream, axis)
@@ -237,7 +242,7 @@ def _mixture(
 def _value_and_grad(
     z: tf.Tensor,
     y: tf.Tensor | None,
-    presence: tf.Tensor | None,
+    masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
     a: tf.Tensor | None,
     b: tf.Tensor | None,
@@ -248,15 +253,15 @@ def _value_and_grad(
     z = z if z.dtype == tf.float64 else tf.cast(z, tf.float32)
     if axis is None:
         return _sigmoid(z, y, Δ, a, b, γ, s)
-    if y is None or presence is None:
+    if y is None:
         return _all_classes(z, Δ, a, b, γ, s, axis)
-    return _one_class(z, y, presence, Δ, a, b, γ, s, axis)
+    return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
 
 
 def _one_class(
     z: tf.Tensor,
     y: tf.Tensor,
-    presence: tf.Tensor,
+    masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
     a: tf.Tensor | None,
     b: tf.Tensor | None,
@@ -265,24 +270,26 @@ def _one_class(
     axis: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss of the labelled class alone, and its gradient."""
-    is_y, masked = _is_class(y, tf.shape(z)[axis], axis), presence == 0
-    z_y = tf.where(masked, _constant(0, z.dtype), tf.reduce_sum(tf.where(is_y, z, 0.0), axis))
-    # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
-    others = tf.where(is_y | tf.expand_dims(masked, axis), _constant("-inf", z.dtype), z)
-    M = _at_least(tf.reduce_max(tf.stop_gradient(others), axis), -_LARGE)
+    is_y, z_y = _is_class(y, tf.shape(z)[axis], axis), _at_class(z, y, axis)
+    others = tf.where(is_y, _constant("-inf", z.dtype), z)
+    M = _at_least(_max_of_others(z, is_y, axis), -_LARGE)
+    if masked is not None:
+        # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
+        z_y, M = (tf.where(masked, _constant(0, z.dtype), v) for v in (z_y, M))
+        others = tf.where(tf.expand_dims(masked, axis), _constant("-inf", z.dtype), others)
     x = others - tf.expand_dims(M, axis)
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e = tf.exp(s * x)
-        S = _at_least(tf.reduce_sum(e, axis), 1)  # 1 or more unless no other class is possible
+        S = _at_least(_total(e, axis), 1)  # 1 or more unless no other class is possible
         ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
         losses.append(_times(a, ldam))
         slopes.append(a * slope)
         grads.append(e * tf.expand_dims(-a * slope / S, axis))
     if b is not None:
         e = tf.exp(x)
-        S = _at_least(tf.reduce_sum(e, axis), 1)
+        S = _at_least(_total(e, axis), 1)
         focal, slope = _focal(_log_odds(z_y, M, S), γ)
         losses.append(_times(b, focal))
         slopes.append(b * slope)
@@ -290,6 +297,42 @@ def _one_class(
     if not losses:
         return tf.zeros_like(z_y), tf.zeros_like(z)
     return _sum(losses), tf.where(is_y, tf.expand_dims(_sum(slopes), axis), _sum(grads))
+
+
+def _at_class(z: tf.Tensor, y: tf.Tensor, axis: int) -> tf.Tensor:
+    """The labelled class's entry of each row."""
+    if axis == len(z.shape) - 1:
+        return tf.gather(z, y, batch_dims=axis)
+    return tf.reduce_sum(tf.where(_is_class(y, tf.shape(z)[axis], axis), z, 0.0), axis)
+
+
+def _max_of_others(z: tf.Tensor, is_y: tf.Tensor, axis: int) -> tf.Tensor:
+    """The largest logit beside the labelled one, -inf if there is none."""
+    z, nothing = tf.stop_gradient(z), _constant("-inf", z.dtype)
+    if not _few(z, axis):
+        return tf.reduce_max(tf.where(is_y, nothing, z), axis)
+    integers = tf.int64 if z.dtype == tf.float64 else tf.int32
+
+    def flipped(bits: tf.Tensor) -> tf.Tensor:  # floats, as integers, in the order of integers
+        return tf.where(bits < 0, bits ^ integers.max, bits)
+
+    bits = tf.where(is_y, flipped(tf.bitcast(nothing, integers)), flipped(tf.bitcast(z, integers)))
+    return tf.bitcast(flipped(tf.reduce_max(bits, axis)), z.dtype)
+
+
+def _total(e: tf.Tensor, axis: int) -> tf.Tensor:
+    """The sum over the classes."""
+    return tf.add_n(tf.unstack(e, axis=axis)) if _few(e, axis) else tf.reduce_sum(e, axis)
+
+
+def _few(z: tf.Tensor, axis: int) -> bool:
+    """Whether rows are short and in a graph.
+
+    XLA hands sums and maxima of floats to a library on CPUs, which takes several times as long for
+    short rows as XLA's own loops do. A chain of additions and a maximum of integers it keeps.
+    """
+    C = z.shape[axis]
+    return C is not None and 0 < C <= 8 and not tf.executing_eagerly()
 
 
 def _all_classes(
@@ -400,17 +443,30 @@ def _difference(a: tf.Tensor, b: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tenso
 
 def _ldam(τ: tf.Tensor, s: float) -> tuple[tf.Tensor, tf.Tensor]:
     """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    ahead, root, u, log = _tail(τ)
     # sigmoid(-τ) may underflow where s times it does not, its root cannot
-    root = tf.exp(tf.math.log_sigmoid(-τ) / 2)
-    return -tf.math.log_sigmoid(τ), -(s * root) * root
+    root = tf.where(ahead, root, 1.0)
+    return tf.where(ahead, log, log - τ), -(s * root) * root / (1 + u)
 
 
 def _focal(ω: tf.Tensor, γ: float) -> tuple[tf.Tensor, tf.Tensor]:
     """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
-    ce, modulation = -tf.math.log_sigmoid(ω), tf.exp(γ * tf.math.log_sigmoid(-ω))
+    ahead, _, u, log = _tail(ω)
+    ce, modulation = tf.where(ahead, log, log - ω), tf.exp(-γ * tf.where(ahead, log + ω, log))
     finite_ce = tf.where(ce > _LARGE, _constant(_LARGE, ce.dtype), ce)
-    slope = -modulation * (γ * tf.sigmoid(ω) * finite_ce + tf.sigmoid(-ω))
-    return modulation * ce, slope
+    p, miss = tf.where(ahead, _constant(1, u.dtype), u), tf.where(ahead, u, 1.0)
+    return modulation * ce, -modulation * (γ * p * finite_ce + miss) / (1 + u)
+
+
+def _tail(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Whether x > 0, e^{-|x|/2}, its square u, log(1 + u): of them are sigmoid and softplus made.
+
+    ``where`` takes one side at 0 throughout, so that the derivatives there are right.
+    """
+    ahead = x > 0
+    root = tf.exp(tf.where(ahead, -x, x) / 2)
+    u = root * root
+    return ahead, root, u, tf.math.log1p(u)
 
 
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.
@@ -421,6 +477,11 @@ def _times(coefficient: tf.Tensor, term: tf.Tensor) -> tf.Tensor:
     """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
     nothing = (coefficient == 0) & tf.math.is_inf(term)
     return tf.where(nothing, _constant(0, term.dtype), coefficient * term)
+
+
+def _sizes(x: tf.Tensor) -> list[Any]:
+    """The shape, in numbers where they are known."""
+    return [tf.shape(x)[i] if n is None else n for i, n in enumerate(x.shape)]
 
 
 def _sum(terms: list[tf.Tensor]) -> tf.Tensor:
