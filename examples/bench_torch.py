@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 from lmf_multi import LMFSpec
 from lmf_multi.torch import LMFLoss
 
-BASELINES = ("copy", "cross-entropy", "cross-entropy, compiled")
+LIGER = "Liger's cross-entropy"  # on CUDA, where the package liger-kernel is installed
 
 
 def contenders(
@@ -38,7 +39,7 @@ def contenders(
         torch._dynamo.reset()  # each shape is compiled for itself
         losses |= {f"{name}, compiled": torch.compile(loss) for name, loss in losses.items()}
 
-    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+    def step(loss: Callable[[Tensor, Tensor], Tensor], z: Tensor = z) -> Callable[[], None]:
         def run() -> None:
             z.grad = None
             loss(z, y).backward()
@@ -54,7 +55,13 @@ def contenders(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return {"copy": copy, **{name: step(loss) for name, loss in losses.items()}}
+    runs = {"copy": copy, **{name: step(loss) for name, loss in losses.items()}}
+    if device == "cuda" and len(shape) == 2 and find_spec("liger_kernel"):
+        from liger_kernel.transformers import LigerCrossEntropyLoss
+
+        # it writes the gradient over the logits: it gets its own
+        runs[LIGER] = step(LigerCrossEntropyLoss(), z.detach().clone().requires_grad_())
+    return runs
 
 
 def published_formula(z: Tensor, y: Tensor, Δ: Tensor, w: Tensor, spec: LMFSpec) -> Tensor:
