@@ -176,6 +176,23 @@ def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
     np.testing.assert_array_equal(last.numpy(), first.numpy())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("small", [True, False])
+def test_the_loss_can_be_scaled_in_place(torch, losses, labels, monkeypatch, small, reduction):
+    """As trainers do, Hugging Face's among them."""
+    from lmf_multi.torch import _functional
+
+    if not small:
+        monkeypatch.setattr(_functional, "SMALL", 0)
+    z = torch.tensor(LOGITS, requires_grad=True)
+    criterion = losses.LMFLoss(COUNTS, reduction=reduction)
+    (expected,) = torch.autograd.grad(criterion(z, labels).sum(), z)
+    loss = criterion(z, labels)
+    loss *= 2
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    np.testing.assert_allclose(grad.numpy(), 2 * expected.numpy(), rtol=1e-14)
+
+
 @pytest.mark.parametrize("small", [True, False])
 def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch, small):
     from lmf_multi.torch import _eager, _functional

@@ -155,8 +155,8 @@ def small_loss(
         flat[positions] = slope
         grad = torch.empty_like(z, dtype=loss_dtype(z))
         grad.movedim(axis, 0).numpy()[...] = x.reshape(C, *y.shape)
-    value = torch.from_numpy(each if reduction == "none" else np.asarray(total))
-    loss: Tensor = _Known.apply(z, value.view(y.shape) if value.dim() else value, grad, axis, plain)
+    value = each.reshape(y.shape) if reduction == "none" else np.asarray(total)
+    loss: Tensor = _Known.apply(z, (torch.from_numpy(value), grad), axis, plain)
     return loss
 
 
@@ -170,12 +170,11 @@ class _Known(torch.autograd.Function):
     def forward(
         ctx: Any,
         z: Tensor,
-        value: Tensor,
-        grad: Tensor | None,
+        known: tuple[Tensor, Tensor | None],  # no input, which the caller could not change in place
         axis: int,
         plain: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        ctx.axis, ctx.plain = axis, plain
+        ctx.axis, ctx.plain, (value, grad) = axis, plain, known
         ctx.save_for_backward(z, grad)
         ctx.save_for_forward(z)
         return value
@@ -185,9 +184,9 @@ class _Known(torch.autograd.Function):
         z, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             (grad,) = torch.autograd.grad(ctx.plain(z), z, upstream, create_graph=True)
-            return grad, None, None, None, None
+            return grad, None, None, None
         upstream = upstream.unsqueeze(ctx.axis) if upstream.dim() else upstream
-        return (grad * upstream).to(z.dtype), None, None, None, None
+        return (grad * upstream).to(z.dtype), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
