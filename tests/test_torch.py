@@ -176,6 +176,20 @@ def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
     np.testing.assert_array_equal(last.numpy(), first.numpy())
 
 
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_strong_focusing_of_hopeless_examples(torch, losses, monkeypatch, dtype, small):
+    """γ multiplies what softplus(n) misses n by, which is nothing for large n."""
+    from lmf_multi.torch import _functional
+
+    if not small:
+        monkeypatch.setattr(_functional, "SMALL", 0)
+    odds = rounded(np.linspace(10, 90, 2000), dtype)
+    logits, labels = np.stack([-odds, np.zeros(2000), np.zeros(2000)], 1), np.zeros(2000, int)
+    case = Case(logits, labels, COUNTS, term="focal", gamma=8.0, dtype=dtype)
+    case.check(TorchAdapter("eager")(case))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("small", [True, False])
 def test_the_loss_can_be_scaled_in_place(torch, losses, labels, monkeypatch, small, reduction):

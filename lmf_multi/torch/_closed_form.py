@@ -340,12 +340,13 @@ def ldam(n: Any, s: float, dtype: Any) -> tuple[Any, Any]:
 def focal(n: Any, γ: float, dtype: Any) -> tuple[Any, Any]:
     """sigmoid(n)^γ softplus(n) and its slope for the log-odds, with n = -ω(z).
 
-    The power in log space has no bad point: log sigmoid(n) = n - softplus(n).
+    The power in log space has no bad point; its logarithm is that of sigmoid(n) itself, as γ would
+    multiply the rounding of n - softplus(n).
     """
-    ce, p_others, p = _logistic(n, dtype)
-    finite = at_most(ce, LARGE)
-    modulation = namespace(n).exp2((at_most(cast(n, dtype), LARGE) - finite) * (γ * LOG2E))
-    return modulation * ce, -modulation * (γ * p * finite + p_others)
+    nx, (ce, p_others, p) = namespace(n), _logistic(n, dtype)
+    log = nx.log(at_least(p_others, nx.finfo(dtype).tiny))
+    modulation = nx.exp2(log * (γ * LOG2E))
+    return modulation * ce, -modulation * (γ * p * at_most(ce, LARGE) + p_others)
 
 
 def _logistic(n: Any, dtype: Any) -> tuple[Any, Any, Any]:
@@ -369,6 +370,11 @@ def cast(x: Any, dtype: Any) -> Any:
 def at_most(x: Any, bound: float) -> Any:
     """The smaller of each number and the bound."""
     return x.clamp(max=bound) if isinstance(x, Tensor) else np.minimum(x, bound)
+
+
+def at_least(x: Any, bound: float) -> Any:
+    """The larger of each number and the bound."""
+    return x.clamp(min=bound) if isinstance(x, Tensor) else np.maximum(x, bound)
 
 
 LOG2E = math.log2(math.e)
