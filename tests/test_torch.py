@@ -325,6 +325,29 @@ def test_forward_mode(torch, losses, labels, form):
     np.testing.assert_allclose(slope.numpy(), (grad * direction).sum(), rtol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_dual_tensors(torch, losses, labels, monkeypatch, reduction, small):
+    """Forward mode without ``torch.func``, whose tensors are plain ones."""
+    from torch.autograd import forward_ad
+
+    from lmf_multi.torch import _functional
+
+    if not small:
+        monkeypatch.setattr(_functional, "SMALL", 0)
+    direction = RNG.normal(0, 1, (6, 3))
+    with forward_ad.dual_level():
+        z = forward_ad.make_dual(torch.tensor(LOGITS), torch.tensor(direction))
+        slope = forward_ad.unpack_dual(
+            losses.lmf_loss(z, labels, MARGINS, WEIGHTS, reduction=reduction)
+        ).tangent
+    _, grad = reference.lmf_loss_and_grad(LOGITS, LABELS, MARGINS, WEIGHTS, reduction=reduction)
+    each = (grad * direction).sum(1)
+    expected = each if reduction == "none" else each.sum()
+    np.testing.assert_allclose(slope.numpy(), expected, rtol=1e-11, atol=1e-14)
+
+
 def test_inputs_are_not_changed(torch, losses, labels):
     z, q = torch.tensor(LOGITS, requires_grad=True), torch.tensor(SOFT)
     for y in (labels, q):

@@ -190,9 +190,12 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        (z,) = ctx.saved_tensors
-        change: Tensor = torch.func.jvp(ctx.plain, (z,), (tangent,))[1]
-        return change
+        z = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            loss = ctx.plain(z)
+        (grad,) = torch.autograd.grad(loss.sum(), z)
+        change: Tensor = (grad * tangent).to(loss.dtype)
+        return change.sum(ctx.axis) if loss.dim() else change.sum()
 
 
 def _one_class(
