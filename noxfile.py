@@ -14,7 +14,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
     # what is missing fails its tests instead of skipping them
-    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas"
+    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas,PIL,tensorboardX,"
+    + "torchvision,orbax"
     + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",

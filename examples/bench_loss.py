@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from examples.machine import hardware
 
 FRAMEWORKS = ("torch", "jax", "keras")
 SHAPES = [
@@ -172,21 +173,6 @@ def table(results: Sequence[Result], framework: str) -> Table:
             "–" if result.memory is None else f"{result.memory:.2f}",
         )
     return made
-
-
-def hardware(device: str) -> dict[str, str]:
-    """The machine in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = f"{cpu_name()}, {cores} cores"
-    return {"CPU": cpu, "device": device, "Python": platform.python_version()}
-
-
-def cpu_name() -> str:
-    """As the system calls it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def about_line(about: dict[str, str]) -> str:

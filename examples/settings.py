@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lmf_multi.spec import check_parameters
+
 ARCHS = ("small", "resnet50", "efficientnet_v2_s", "densenet121")
 # of red, green and blue on [0, 1]: ImageNet's, for which pretrained weights were made
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,8 +75,12 @@ class Settings:
         return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
 
     def trained_alike(self) -> dict[str, Any]:
-        """What decides the numbers; the rest may change when a run is resumed."""
-        free = ("out", "resume", "workers", "device", "distributed", "aot", "compile")
+        """What decides the numbers of each epoch; the rest may change when a run is resumed.
+
+        The data are told by what they hold, not by where they are.
+        """
+        free = ("data", "workers", "epochs", "out", "resume")
+        free += ("device", "compile", "distributed", "aot")
         values = {k: v for k, v in asdict(self).items() if k not in free}
         return json.loads(json.dumps(values))
 
@@ -166,6 +172,7 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
         if args.class_weight is not None:
             raise ValueError("--drw sets the class weights itself; leave --class-weight out")
         options["class_weight"] = None
+    check_parameters(**{k: v for k, v in options.items() if k != "class_weight"})
     return options
 
 

@@ -1,0 +1,84 @@
+"""What a training shows: a bar in a terminal, a line an epoch elsewhere, TensorBoard's curves."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+
+class Display:
+    """Shows a run as it goes; silent on all processes but one.
+
+    Args:
+        folder: of TensorBoard's events.
+        epochs, steps: of the whole run; steps of one epoch.
+        done: steps done before, by a run that is resumed.
+        visible: whether this process is the one that shows.
+    """
+
+    def __init__(self, folder: Path, epochs: int, steps: int, done: int, visible: bool) -> None:
+        self.epochs, self.steps, self.visible = epochs, steps, visible
+        self.console = Console(highlight=False, markup=False, quiet=not visible, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  val macro-F1 {task.fields[f1]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (visible and self.console.is_terminal),
+            transient=True,
+        )
+        self.task = self.bar.add_task(
+            self._title(done // steps), total=epochs * steps, completed=done, loss="–", f1="–"
+        )
+        # events of epochs that a resumed run repeats are dropped
+        self.writer = SummaryWriter(str(folder), purge_step=done // steps + 1) if visible else None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def say(self, sentence: str) -> None:
+        """Print above the bar."""
+        self.console.print(sentence)
+
+    def step(self, steps: int, loss: float) -> None:
+        """Move on by some steps, the last of which had this loss."""
+        self.bar.update(self.task, advance=steps, loss=f"{loss:.4f}")
+
+    def epoch(self, row: dict[str, Any], best_f1: float, best_epoch: int) -> None:
+        """Show the scores of an epoch: a row of the history."""
+        epoch, f1 = row["epoch"], row["val_macro_f1"]
+        best = f"{best_f1:.4f} (epoch {best_epoch})"
+        self.bar.update(self.task, description=self._title(epoch), f1=f"{f1:.4f}, best {best}")
+        if not self.console.is_terminal:
+            self.say(
+                f"epoch {epoch}/{self.epochs}: loss {row['train_loss']:.4f}, "
+                f"val loss {row['val_loss']:.4f}, val macro-F1 {f1:.4f}, best {best}, "
+                f"{row['images_per_second']:.0f} images/s"
+            )
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, epoch)
+            self.writer.flush()
+
+    def _title(self, epochs_done: int) -> str:
+        return f"epoch {min(epochs_done + 1, self.epochs)}/{self.epochs}"

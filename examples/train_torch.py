@@ -1,0 +1,231 @@
+"""Train an image classifier on imbalanced data with PyTorch: a CPU, a GPU, or several machines.
+
+    python -m examples.train_torch
+    python -m examples.train_torch --data HAM10000 --image-size 64 --epochs 30 --loss lmf
+    torchrun --nproc-per-node 4 -m examples.train_torch --data HAM10000 --arch resnet50 \
+        --pretrained --bf16 --compile
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from examples import data, models_torch
+from examples.data import Split
+from examples.run import Run, claim, one_sentence
+from examples.settings import Settings, parse
+from lmf_multi import class_weights, deferred_weights
+from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss
+
+SYNC_EVERY = 20  # steps between looks at a GPU's losses: each look waits for the GPU
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, choose the epoch, test; the exit status."""
+    settings = parse("torch", argv, __doc__.split("\n")[0])
+    rank, world, device = processes(settings)
+
+    # data
+    with one_sentence():
+        if not claim(settings):
+            return 0
+        dataset = data.load(
+            settings.data,
+            settings.image_size,
+            imbalance=settings.imbalance,
+            split_seed=settings.split_seed,
+            skip_unreadable=settings.skip_unreadable,
+            workers=settings.workers,
+        )
+        run = Run(
+            settings,
+            dataset,
+            rank=rank,
+            world=world,
+            sync_every=1 if device.type == "cpu" else SYNC_EVERY,
+            agree=partial(any_process, device=device),
+        )
+
+    # model, loss, optimiser
+    torch.manual_seed(settings.seed)
+    with one_sentence():
+        model = models_torch.build(
+            settings.arch,
+            len(dataset.class_names),
+            head=settings.head,
+            pretrained=settings.pretrained,
+            weights=settings.weights,
+        )
+        if device.type == "cuda" and world > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(device, memory_format=torch.channels_last)
+        criterion = build_loss(settings, dataset.class_counts, world).to(device)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.StepLR(
+            optimizer, settings.decay_epochs, settings.decay_factor
+        )
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        if folder := run.resume():
+            for name, saved in load(folder, device).items():
+                parts[name].load_state_dict(saved)
+
+    # step
+    replica = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+
+    def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            return network(models_torch.normalize(images))
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        return criterion(logits_of(replica, images), labels)
+
+    if settings.compile:
+        logits_of, loss_of = torch.compile(logits_of), torch.compile(loss_of)
+
+    def train_step(images: Tensor, labels: Tensor) -> Tensor:
+        torch.manual_seed(run.step_seed())  # dropout goes on as it would have after a resume
+        loss = loss_of(images, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def predict(split: Split) -> Tensor:
+        """Logits (N, C) of a split in its order, on the CPU of every process."""
+        model.eval()
+        logits = torch.zeros(len(split), len(dataset.class_names), device=device)
+        mine = np.arange(len(split))[rank::world]
+        done = 0
+        for images, labels in split.batches(mine, settings.batch_size // world):
+            rows = mine[done : done + len(labels)]
+            logits[rows] = logits_of(model, on_device(images, device)).float()
+            done += len(labels)
+        if world > 1:
+            dist.all_reduce(logits)
+        return logits.cpu()
+
+    def write(folder: Path) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state, folder / "checkpoint.pt")
+
+    # loop
+    with run:
+        while run.epoch < settings.epochs:
+            if settings.drw is not None:
+                weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
+                criterion.set_class_weight(weights)
+            model.train()
+            for images, labels in run.train_batches():
+                loss = train_step(on_device(images, device), on_device(labels, device))
+                run.took_step(loss)
+            if run.stopping and run.step < run.steps:
+                run.save(write)
+                return run.stop()
+            scheduler.step()
+            logits = predict(dataset.val)
+            val_labels = torch.from_numpy(dataset.val.labels)
+            run.end_epoch(
+                logits.numpy(), criterion(logits.to(device), val_labels.to(device)).item()
+            )
+            run.save(write)
+            if run.stopping and run.epoch < settings.epochs:
+                return run.stop()
+
+        if world > 1:
+            dist.barrier()  # process 0 has written the best epoch
+        best = load(run.checkpoints.of_epoch(run.best_epoch), device)
+        model.load_state_dict(best["model"])
+        cuda = device.type == "cuda"
+        run.finish(
+            predict(dataset.test).numpy(),
+            device=torch.cuda.get_device_name(device) if cuda else device.type,
+            peak_device_memory=torch.cuda.max_memory_allocated(device) if cuda else None,
+        )
+    return 0
+
+
+def processes(settings: Settings) -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device; joins the others where torchrun started several."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    name = settings.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    with one_sentence():
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {name} is not to be had: {error}") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def any_process(flag: bool, *, device: torch.device) -> bool:
+    """True where any process says so, on all of them at the same step."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
+    """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
+    options = settings.loss_options
+    if settings.loss in ("ce", "bwcce"):
+        return CrossEntropy(class_weights(counts, options.get("class_weight")))
+    losses: dict[str, Callable[..., nn.Module]] = {
+        "focal": FocalLoss,
+        "ldam": LDAMLoss,
+        "lmf": LMFLoss,
+    }
+    group = "world" if world > 1 else None
+    return losses[settings.loss](counts, **options, process_group=group)
+
+
+class CrossEntropy(nn.Module):
+    """PyTorch's weighted cross-entropy: the mean over the class weight of all processes' batch."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (N, C) and labels int64 (N,)."""
+        if not dist.is_initialized():
+            return cross_entropy(logits, labels, self.weight)
+        total = self.weight[labels].sum()
+        dist.all_reduce(total)
+        loss = cross_entropy(logits, labels, self.weight, reduction="sum")
+        return dist.get_world_size() * loss / total
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU copies it while the program goes on."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def load(folder: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """What ``write`` put into a checkpoint."""
+    return torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
