@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.metrics import f1_score
 
-from examples import data
+from examples import digits
 from examples.report import LOSSES, Run, comparison, table
 
 EPOCHS, SEEDS = 100, 3  # more epochs move neither loss's scores
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.epochs = args.epochs or (10 if args.quick else EPOCHS)
     args.seeds = args.seeds or (1 if args.quick else SEEDS)
     try:
-        args.counts = data.long_tail(10, data.HEAD, args.imbalance)
+        args.counts = digits.long_tail(10, digits.HEAD, args.imbalance)
     except ValueError as error:
         parser.error(str(error))
     return args
@@ -109,7 +109,7 @@ def run(
     """Train once and score; importing comes before the clock starts."""
     name = FRAMEWORKS[framework][0]
     train = import_train(framework)
-    digits = data.load(imbalance, seed)
+    images = digits.load(imbalance, seed)
     epoch_losses: list[float] = []
 
     def record(value: float) -> None:
@@ -121,7 +121,7 @@ def run(
 
     start = time.perf_counter()
     predicted = train(
-        digits,
+        images,
         loss,
         epochs=epochs,
         batch_size=BATCH_SIZE,
@@ -130,7 +130,7 @@ def run(
         on_epoch=record,
     )
     seconds = time.perf_counter() - start
-    f1 = f1_score(digits.test_labels, predicted, average=None, labels=range(10), zero_division=0)
+    f1 = f1_score(images.test_labels, predicted, average=None, labels=range(10), zero_division=0)
     return Run(name, loss, seed, f1.mean(), f1[-1], seconds, tuple(epoch_losses))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from examples.data import Digits
+from examples.digits import Digits
 from lmf_multi import class_counts
 from lmf_multi.jax import LMFLoss
 

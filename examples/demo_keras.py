@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from examples.data import Digits
+from examples.digits import Digits
 from lmf_multi import class_counts
 from lmf_multi.keras import LMFLoss
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from examples.data import Digits
+from examples.digits import Digits
 from lmf_multi import class_counts
 from lmf_multi.torch import LMFLoss
 

@@ -46,15 +46,15 @@ def made_up(report, gains):
 
 
 def test_the_training_images_have_a_long_tail_of_50_to_1(demo):
-    counts = np.bincount(demo.data.load(imbalance=50).train_labels)
+    counts = np.bincount(demo.digits.load(imbalance=50).train_labels)
     np.testing.assert_array_equal(counts, [100, 65, 42, 27, 18, 11, 7, 5, 3, 2])
     assert counts[0] / counts[-1] == 50
 
 
 def test_the_test_images_keep_the_balance_and_are_not_trained_on(demo):
-    digits = demo.data.load(imbalance=50)
+    digits = demo.digits.load(imbalance=50)
     counts = np.bincount(digits.test_labels)
-    assert counts.sum() == 1797 - 10 * demo.data.HEAD
+    assert counts.sum() == 1797 - 10 * demo.digits.HEAD
     assert counts.max() <= 1.15 * counts.min()
     trained_on = {image.tobytes() for image in digits.train_images}
     assert len(trained_on) == 280
@@ -62,7 +62,7 @@ def test_the_test_images_keep_the_balance_and_are_not_trained_on(demo):
 
 
 def test_a_seed_fixes_the_split_and_another_changes_it(demo):
-    first, again, other = (demo.data.load(seed=seed).train_images for seed in (0, 0, 1))
+    first, again, other = (demo.digits.load(seed=seed).train_images for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
