@@ -77,9 +77,9 @@ class Settings:
     def trained_alike(self) -> dict[str, Any]:
         """What decides the numbers of each epoch; the rest may change when a run is resumed.
 
-        The data are told by what they hold, not by where they are.
+        The data are told by what they hold at which size, not by where they are.
         """
-        free = ("data", "workers", "epochs", "out", "resume")
+        free = ("data", "image_size", "workers", "epochs", "out", "resume")
         free += ("device", "compile", "distributed", "aot")
         values = {k: v for k, v in asdict(self).items() if k not in free}
         return json.loads(json.dumps(values))
