@@ -18,6 +18,7 @@ TEST_ENV = {
     + "torchvision,orbax"
     + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # the many short processes share what one has compiled
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
 
