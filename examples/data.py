@@ -11,7 +11,8 @@ from PIL import Image
 
 from examples import digits, layouts, medmnist
 from examples.images import ImageArray, ImageFiles, read_all, resize
-from examples.splits import SPLITS, assign, deal
+from examples.layouts import SPLITS
+from examples.splits import assign, deal
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images, all splits together, that are kept in memory
 DIGITS_SIZE, FILES_SIZE = 28, 224  # pixels, unless others are asked for
@@ -62,6 +63,17 @@ class Dataset:
     val: Split
     test: Split
     notes: tuple[str, ...] = ()  # sentences on how the data were split and what was left out
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if there is nothing to tell apart, or a split or a class is empty."""
+        if len(self.class_names) < 2:
+            raise ValueError(f"data must have at least 2 classes, got {self.class_names}")
+        for split in SPLITS:
+            if len(getattr(self, split)) == 0:
+                raise ValueError(f"{split} must have at least one readable image, got none")
+        for name, count in zip(self.class_names, self.class_counts, strict=True):
+            if count == 0:
+                raise ValueError(f"class {name!r} must have a readable image in train, got none")
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -189,24 +201,14 @@ def _files(
     workers: int,
     on_progress: Callable[[int, int], object],
 ) -> Dataset:
-    examples, class_names = listing.examples, listing.class_names
-    labels = np.array([class_names.index(example.class_name) for example in examples], np.int64)
-    split, notes = assign(
-        np.array([example.split for example in examples]),
-        labels,
-        np.array([example.group for example in examples]),
-        class_names=class_names,
-        unit=listing.unit,
-        seed=split_seed,
-    )
-    # What is missing or unreadable is left out only now: it moves no other image to another split.
-    there = np.array([example.path is not None for example in examples])
-    if not (there.all() or skip_unreadable):
+    split, how = assign(listing, split_seed)
+    paths = [example.path for example in listing.examples]
+    missing = [path for path in paths if not path.exists()]
+    if missing and not skip_unreadable:
         raise FileNotFoundError(
-            f"each listed image must be on disk, got {np.sum(~there)} of {len(there)} missing, the "
-            f"first {examples[np.argmin(there)].id}; --skip-unreadable leaves such images out"
+            f"each listed image must be on disk, got {len(missing)} of {len(paths)} missing, the "
+            f"first {missing[0].name}; --skip-unreadable leaves such files out"
         )
-    paths = [example.path for example in examples if example.path is not None]
     images, readable = read_all(
         paths,
         image_size,
@@ -215,25 +217,12 @@ def _files(
         skip_unreadable=skip_unreadable,
         on_progress=on_progress,
     )
-    if not (there.all() and readable.all()):
-        left_out = np.sum(~there), np.sum(~readable)
-        notes += ("Left out: {} images that are missing and {} unreadable ones.".format(*left_out),)
-    ids = np.array([example.id for example in examples])[there]
-    labels, split = labels[there], split[there]
+    notes = (*listing.notes, how)
+    if left_out := np.sum(~readable):
+        notes += (f"Left out: {left_out} unreadable images, of which {len(missing)} are missing.",)
+    ids, labels = np.array([example.id for example in listing.examples]), listing.labels
     made = {}
-    for name in SPLITS:
+    for name in SPLITS:  # an image that is left out moves no other to another split
         rows = np.flatnonzero((split == name) & readable)
         made[name] = Split(ids[rows], labels[rows], images, rows)
-    dataset = Dataset(listing.name, class_names, image_size, **made, notes=listing.notes + notes)
-    _check_complete(dataset)
-    return dataset
-
-
-def _check_complete(dataset: Dataset) -> None:
-    """Raise ValueError if a split is empty, or training lacks a class."""
-    for split in SPLITS:
-        if len(getattr(dataset, split)) == 0:
-            raise ValueError(f"{split} must have at least one readable image, got none")
-    for name, count in zip(dataset.class_names, dataset.class_counts, strict=True):
-        if count == 0:
-            raise ValueError(f"class {name!r} must have a training image, got none")
+    return Dataset(listing.name, listing.class_names, image_size, **made, notes=notes)

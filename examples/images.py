@@ -32,7 +32,7 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            # JPEG's own scaling, to a size that leaves the filter below its work; else no effect
+            # libjpeg halves while it decodes, to twice the size at least; no other format does
             image.draft(None, (2 * size, 2 * size))
             return resize(rgb(image), size)
     except Exception as error:  # malformed bytes make Pillow's decoders raise almost anything

@@ -5,24 +5,26 @@ HAM10000 and the class folders may come with splits; the readers of the others l
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from examples.images import EXTENSIONS
-from examples.splits import SPLITS
+import numpy as np
 
+from examples.images import EXTENSIONS
+
+SPLITS = ("train", "val", "test")
 ISIC_2019_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
 ODIR_CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image: what names it, its file (None if it is not on disk), and what is known of it."""
+    """One image: what names it, its file, which may be missing, and what is known of it."""
 
     id: str
-    path: Path | None
+    path: Path
     class_name: str
     group: str  # its lesion or patient; the image itself where that is not known
     split: str = ""  # where the data come with splits
@@ -37,6 +39,12 @@ class Listing:
     examples: list[Example]
     unit: str = "image"  # what a group is
     notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (N,)."""
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        return np.array([label_of[example.class_name] for example in self.examples], np.int64)
 
 
 def read(folder: Path) -> Listing:
@@ -67,7 +75,13 @@ def ham10000(folder: Path) -> Listing:
     rows = table(folder / "HAM10000_metadata.csv", "image_id", ("lesion_id", "dx"))
     files = images_by_stem(folder)
     examples = [
-        Example(name, files.get(name), row["dx"], row["lesion_id"], row.get("split", ""))
+        Example(
+            name,
+            files.get(name, folder / f"{name}.jpg"),
+            row["dx"],
+            row["lesion_id"],
+            row.get("split", ""),
+        )
         for name, row in rows.items()
     ]
     return listing("ham10000", sorted({e.class_name for e in examples}), examples, "lesion")
@@ -86,7 +100,8 @@ def isic2019(folder: Path) -> Listing:
         if len(marked) != 1:
             raise ValueError(f"{truth} must mark one class an image, got {marked} for {name}")
         group = lesions.get(name, {}).get("lesion_id") or name
-        examples.append(Example(name, files.get(name), marked[0], group))
+        path = files.get(name, folder / f"{name}.jpg")
+        examples.append(Example(name, path, marked[0], group))
     without = () if lesions else (f"Without {metadata.name} lesions are not known.",)
     return listing("isic2019", ISIC_2019_CLASSES, examples, "lesion", without)
 
@@ -104,7 +119,8 @@ def odir5k(folder: Path) -> Listing:
                 f"got {row['labels']} for {filename}"
             )
         eye = Path(filename).stem
-        examples.append(Example(eye, files.get(eye), label_of[row["labels"]], row["ID"]))
+        path = files.get(eye, folder / filename)
+        examples.append(Example(eye, path, label_of[row["labels"]], row["ID"]))
     return listing("odir5k", ODIR_CLASSES, examples, "patient")
 
 
@@ -190,17 +206,23 @@ def table(file: Path, key: str, needed: Sequence[str] = ()) -> dict[str, dict[st
 
 def folders(parent: Path) -> list[Path]:
     """Folders directly in `parent`, sorted, without hidden ones."""
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [parent / name for name in visible(os.listdir(parent)) if (parent / name).is_dir()]
 
 
 def images_below(folder: Path) -> list[Path]:
     """Image files at any depth, sorted, without hidden ones."""
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-    )
+    return sorted(path for path in _walk(folder) if path.suffix.lower() in EXTENSIONS)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, below, names in os.walk(folder, followlinks=True):
+        below[:] = visible(below)  # where it goes next
+        yield from (Path(parent, name) for name in visible(names))
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """Sorted, without the hidden files of editors and systems."""
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:

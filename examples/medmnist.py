@@ -1,13 +1,17 @@
 """Arrays in a `.npz` file with MedMNIST's keys: `train_images`, `train_labels`, `val_images`, …"""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from examples.images import high_byte
-from examples.splits import SPLITS
+from examples.layouts import SPLITS
+
+# what NumPy raises for archives that are damaged, or none: TypeError for a single array
+MALFORMED = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -21,9 +25,9 @@ def read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         TypeError: images are not uint8 or uint16, or labels not integers.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in expected_keys() if key in archive}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+    except MALFORMED as error:
         raise ValueError(f"{file} must be a NumPy .npz archive of arrays, got {error}") from error
     for key in expected_keys():
         if key not in arrays:
@@ -76,13 +80,14 @@ def check_agreement(
             f"{split}_images and {split}_labels must have the same length, "
             f"got {len(images[split])} and {len(labels[split])}"
         )
-    last = labels["train"].max()
-    if (missing := np.setdiff1d(np.arange(last + 1), labels["train"])).size:
+    classes = np.unique(labels["train"])
+    if not np.array_equal(classes, np.arange(len(classes))):
+        raise ValueError(f"train_labels must be 0, 1, 2 … without a gap, got {classes.tolist()}")
+    if (unknown := np.setdiff1d(labels[split], classes)).size:
         raise ValueError(
-            f"train_labels must have every class from 0 to {last}, got no {missing[0]}"
+            f"the classes of {split}_labels must be among those of train_labels, "
+            f"0 to {classes[-1]}, got {unknown[0]}"
         )
-    if (wrong := np.setdiff1d(labels[split], np.arange(last + 1))).size:
-        raise ValueError(f"{split}_labels must be from 0 to {last}, as in train, got {wrong[0]}")
     if images[split].shape[1:] != images["train"].shape[1:]:
         raise ValueError(
             f"{split}_images must have images of shape {images['train'].shape[1:]}, as in train, "

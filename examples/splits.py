@@ -4,80 +4,63 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SPLITS = ("train", "val", "test")
+from examples.layouts import SPLITS, Listing
 
 
-def assign(
-    given: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    class_names: Sequence[str],
-    unit: str,
-    seed: int,
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The split of each example, and sentences on how it was found.
+def assign(listing: Listing, seed: int) -> tuple[np.ndarray, str]:
+    """The split of each example, and a sentence on how it was found.
 
     Splits that come with the data are honoured. Where none comes, 70, 15 and 15 % are drawn; where
     only validation or test is missing, a tenth of training becomes validation.
 
-    Args:
-        given: str (N,), of `SPLITS`, or empty where the data have no splits.
-        labels: int64 (N,).
-        groups: (N,); examples of one group stay together.
-        unit: what a group is, for the sentences.
-
     Returns:
-        str (N,), of `SPLITS`.
+        str (N,), of `SPLITS`, and the sentence.
 
     Raises:
         ValueError: other splits are given, or a class has too few groups to be split.
     """
-    found = set(np.unique(given))
-
-    def draw(among: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-        check_sizes(labels[among], groups[among], len(shares), class_names, unit)
-        return deal(labels[among], groups[among], shares, seed)
-
+    given = np.array([example.split for example in listing.examples])
+    found = set(given.tolist())
     if found == set(SPLITS):
-        return given, ("The splits are those that come with the data.",)
+        return given, "The splits are those that come with the data."
     if found == {""}:
-        parts = draw(np.ones(len(given), bool), (0.70, 0.15, 0.15))
-        return np.array(SPLITS)[parts], (f"Split 70/15/15 by {unit}, stratified by class.",)
+        split = _draw(listing, given == "", {"train": 0.70, "val": 0.15, "test": 0.15}, seed)
+        return split, f"Split 70/15/15 by {listing.unit}, stratified by class."
     if found not in ({"train", "val"}, {"train", "test"}):
         raise ValueError(
-            "the given splits must be train with val, test or both, for every image, got "
-            + (", ".join(repr(str(name)) for name in sorted(found)) or "none")
+            "splits that come with the data must be train with val, test or both, "
+            f"got {', '.join(map(repr, sorted(found)))}"
         )
-    split = np.where(given == "train", "train", "test")
     train = given == "train"
-    split[train] = np.array(["train", "val"])[draw(train, (0.9, 0.1))]
-    tenth = f"a tenth of train, drawn by {unit} and stratified by class, chooses the epoch."
+    split = np.full(len(given), "test", "<U5")
+    split[train] = _draw(listing, train, {"train": 0.9, "val": 0.1}, seed)
+    tenth = f"a tenth of train, by {listing.unit} and stratified by class, chooses the epoch."
     if "val" in found:
-        return split, (f"No test split comes with the data: val is scored as test, and {tenth}",)
-    return split, (f"No val split comes with the data: {tenth}",)
+        return split, f"No test split comes with the data: val is scored as test, and {tenth}"
+    return split, f"No val split comes with the data: {tenth}"
 
 
-def check_sizes(
-    labels: np.ndarray, groups: np.ndarray, parts: int, class_names: Sequence[str], unit: str
-) -> None:
-    """Raise ValueError for a class that cannot be in every part."""
-    for label, name in enumerate(class_names):
-        if (size := len(np.unique(groups[labels == label]))) < parts:
+def _draw(listing: Listing, among: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
+    """The names in `shares` for the examples `among`, bool (N,); each class is in every part."""
+    labels = listing.labels[among]
+    groups = np.array([example.group for example in listing.examples])[among]
+    for label, name in enumerate(listing.class_names):
+        if (size := len(np.unique(groups[labels == label]))) < len(shares):
             raise ValueError(
-                f"class {name!r} must have at least {parts} {unit}s to be split in {parts}, "
-                f"got {size}; add images or leave the class out"
+                f"class {name!r} must have at least {len(shares)} {listing.unit}s to be in "
+                f"{', '.join(shares)}, got {size}; add images or leave the class out"
             )
+    return np.array(list(shares))[deal(labels, groups, tuple(shares.values()), seed)]
 
 
 def deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """The part of each example, int64 (N,), such that the parts' sizes are as `shares`.
 
     Each class is dealt out for itself, its largest groups first, to the part that is emptiest for
-    its share: so a class with as many groups as there are parts is in all of them, which
-    scikit-learn's StratifiedGroupKFold does not promise. A group with images of several classes
-    counts for the rarest. The result depends on the groups, the labels and the seed, not on the
-    examples' order.
+    its share. So a class with as many groups as there are parts is in all of them, which
+    scikit-learn's StratifiedGroupKFold does not promise; what cannot be divided goes to the smaller
+    parts. A group with images of several classes counts for the rarest. The result depends on the
+    groups, the labels and the seed, not on the examples' order.
     """
     names, group = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group)
