@@ -87,7 +87,9 @@ class Settings:
 
 def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     """Read the command line of ``examples.train_<framework>``; bad values end the program there."""
-    parser = argparse.ArgumentParser(f"python -m examples.train_{framework}", description=summary)
+    program = f"python -m examples.train_{framework}"
+    usage = f"{program} [flags]; -h explains them"  # all of them would hide the error's sentence
+    parser = argparse.ArgumentParser(program, usage, description=summary)
     add = parser.add_argument_group("data").add_argument
     add("--data", default="digits", help="digits, a MedMNIST .npz, or a folder of images (digits)")
     add(

@@ -98,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return loss.detach()
+        loss = loss.detach()
+        if world > 1:  # its mean over the processes is the whole batch's
+            dist.all_reduce(loss)
+        return loss / world
 
     @torch.no_grad()
     def predict(split: Split) -> Tensor:
@@ -206,6 +209,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (N, C) and labels int64 (N,)."""
+        logits = logits.float()  # as autocast would
         if not dist.is_initialized():
             return cross_entropy(logits, labels, self.weight)
         total = self.weight[labels].sum()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from examples.settings import LOSSES, parse
+from lmf_multi import class_margins, class_weights, reference
 from tests.frameworks import KERAS_BACKEND, load
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,15 @@ NEEDS = {
 SHARED = ["PIL", "sklearn", "rich", "tensorboardX"]
 EPOCHS, STEPS = 3, 8  # 280 digits in batches of 32
 COMMON = ["--data", "digits", "--loss", "lmf", "--epochs", str(EPOCHS), "--learning-rate", "1e-3"]
+LMF_PUBLISHED = {
+    "alpha": 1.5,
+    "beta": 1.0,
+    "gamma": 1.5,
+    "max_margin": 0.5,
+    "scale": 30.0,
+    "class_weight": "margin",
+    "label_smoothing": 0.0,
+}
 
 
 @pytest.fixture(scope="module", params=NEEDS)
@@ -239,3 +251,192 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
         re.MULTILINE,
     )
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+# --- the loss that a name stands for
+
+
+def loss_of_torch(settings, counts, logits, labels):
+    torch = load("torch")
+    criterion = load("examples.train_torch").build_loss(settings, counts)
+    return criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+
+
+LOSS_OF = {"torch": loss_of_torch}
+
+
+def mean_of(name, counts, logits, labels, options):
+    """The loss's definition: weighted cross-entropy by hand, the others from the reference."""
+    weight = options.pop("class_weight", None)
+    w = class_weights(counts, weight)
+    if name in ("ce", "bwcce"):
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        w_y = w[labels]
+        return -(w_y * log_p[np.arange(len(labels)), labels]).sum() / w_y.sum()
+    margins = class_margins(counts, options.pop("max_margin"))
+    given = {"ldam": (margins, w), "lmf": (margins, w), "focal": (w,)}[name]
+    return getattr(reference, f"{name}_loss")(logits, labels, *given, **options)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--loss ce",
+        "--loss bwcce",
+        "--loss bwcce --class-weight balanced",
+        "--loss focal",
+        "--loss focal --gamma 0.5 --class-weight none --label-smoothing 0.1",
+        "--loss ldam",
+        "--loss ldam --scale 5 --max-margin 0.8 --class-weight effective",
+        "--loss lmf",
+        "--loss lmf --alpha 0.3 --beta 2 --gamma 2 --max-margin 0.2 --scale 10 --drw 3",
+    ],
+)
+def test_losses_are_what_their_names_say(trainer, flags):
+    settings = parse(trainer, flags.split(), "")
+    rng = np.random.default_rng(0)
+    counts, labels = np.array([90, 30, 10, 3]), rng.integers(0, 4, 32)
+    logits = rng.normal(size=(32, 4)).astype(np.float32)
+    expected = mean_of(
+        settings.loss, counts, logits.astype(np.float64), labels, dict(settings.loss_options)
+    )
+    found = LOSS_OF[trainer](settings, counts, logits, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# --- several processes, torchrun's
+
+
+def test_torchrun_trains_one_model_and_tests_every_image(tmp_path):
+    """Each process reads its share; what is written is one model's, and the images' in order."""
+    for package in (*SHARED, *NEEDS["torch"]):
+        load(package)
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "examples.train_torch", *COMMON, "--epochs", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Test macro-F1") == 1
+    torch, models, data = load("torch"), load("examples.models_torch"), load("examples.data")
+    weights = out / "checkpoints" / "00001-0000000" / "checkpoint.pt"
+    model = models.build("small", 10, weights=weights).eval()
+    test = data.load("digits").test
+    (images, labels), *_ = test.batches(np.arange(len(test)), len(test))
+    with torch.no_grad():
+        logits = model(models.normalize(torch.from_numpy(images)))
+    kept = np.load(out / "predictions.npz")
+    np.testing.assert_array_equal(kept["labels"], labels)
+    np.testing.assert_allclose(kept["logits"], logits, rtol=1e-4, atol=1e-4)
+
+
+WHOLE_BATCH = """
+import sys
+import numpy as np, torch, torch.distributed as dist
+from examples.settings import parse
+from examples.train_torch import build_loss
+
+torch.distributed.init_process_group("gloo")
+rank, batch = dist.get_rank(), np.load(sys.argv[1])
+for name in ("ce", "bwcce", "focal", "ldam", "lmf"):
+    settings = parse("torch", ["--loss", name], "")
+    criterion = build_loss(settings, batch["counts"], world=2)
+    logits = torch.from_numpy(batch["logits"][rank::2]).requires_grad_()
+    loss = criterion(logits, torch.from_numpy(batch["labels"][rank::2]))
+    loss.backward()
+    np.savez(f"{sys.argv[1]}-{name}-{rank}.npz", loss=loss.item(), gradient=logits.grad)
+"""
+
+
+def test_torchrun_gives_each_loss_the_whole_batchs_mean(tmp_path):
+    """Two processes with other class mixes: their averages are one process's loss and gradient."""
+    torch, trainer = load("torch"), load("examples.train_torch")
+    rng = np.random.default_rng(0)
+    counts, labels = np.array([90, 30, 3]), np.array([0, 2, 0, 1, 0, 2, 1, 2])
+    logits = rng.normal(size=(8, 3)).astype(np.float32)
+    np.savez(tmp_path / "batch.npz", counts=counts, labels=labels, logits=logits)
+    (tmp_path / "program.py").write_text(WHOLE_BATCH)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    for name in LOSSES:
+        z = torch.from_numpy(logits).requires_grad_()
+        loss = trainer.build_loss(parse("torch", ["--loss", name], ""), counts)(
+            z, torch.from_numpy(labels)
+        )
+        loss.backward()
+        parts = [np.load(tmp_path / f"batch.npz-{name}-{rank}.npz") for rank in (0, 1)]
+        np.testing.assert_allclose(np.mean([p["loss"] for p in parts]), loss.item(), rtol=1e-6)
+        for rank, part in enumerate(parts):
+            expected = z.grad.numpy()[rank::2]
+            np.testing.assert_allclose(part["gradient"] / 2, expected, rtol=1e-5, atol=1e-7)
+
+
+# --- flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--loss ce --gamma 2", "--gamma belongs to focal, lmf, got --loss ce"),
+        ("--loss focal --scale 3", "--scale belongs to ldam, lmf, got --loss focal"),
+        ("--loss ce --drw 3", "--drw belongs to focal, ldam, lmf, got --loss ce"),
+        (
+            "--drw 3 --class-weight margin",
+            "--drw sets the class weights itself; leave --class-weight out",
+        ),
+        ("--gamma -1", "gamma must be at least 0, got -1.0"),
+        ("--scale nan", "scale must be finite, got nan"),
+        ("--label-smoothing 1.5", "label_smoothing must be between 0 and 1, got 1.5"),
+        ("--epochs 0", "argument --epochs: must be at least 1, got 0"),
+        ("--epochs ten", "argument --epochs: invalid whole number value: 'ten'"),
+        ("--learning-rate 0", "argument --learning-rate: must be positive and finite, got 0.0"),
+        ("--weight-decay -1", "must be at least 0 and finite, got -1.0"),
+        ("--image-size 4", "argument --image-size: must be at least 8, got 4"),
+        ("--loss dice", "argument --loss: invalid choice: 'dice'"),
+        (
+            "--pretrained --weights w.pt",
+            "--pretrained and --weights exclude each other; give one of them",
+        ),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse("torch", flags.split(), "")
+    assert sentence in capsys.readouterr().err
+
+
+def test_flags_that_are_one_frameworks_are_refused_by_the_others(capsys):
+    for framework, flags in [("keras", "--compile"), ("torch", "--aot v5e:2x2")]:
+        with pytest.raises(SystemExit, match="2"):
+            parse(framework, flags.split(), "")
+        assert f"unrecognized arguments: {flags}" in capsys.readouterr().err
+
+
+def test_the_published_recipe_is_the_default():
+    settings = parse("torch", [], "")
+    assert settings.loss_options == LMF_PUBLISHED
+    assert (settings.learning_rate, settings.weight_decay, settings.batch_size) == (1e-4, 5e-4, 32)
+    assert settings.epochs == 100
+    rates = [settings.learning_rate_at(epoch) for epoch in (0, 29, 30, 60, 99)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-5, 1e-6, 1e-7], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--data no/such/folder", "no/such/folder"),
+        ("--batch-size 281", "batch_size must be at most the 280 training images, got 281"),
+        ("--arch small --pretrained", "small"),
+        ("--weights no/such/file", "no/such/file"),
+        ("--device abacus", "--device abacus is not to be had"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_one_sentence(flags, sentence, capsys, tmp_path):
+    trainer = load("examples.train_torch")
+    with pytest.raises(SystemExit) as stopped:
+        trainer.main([*flags.split(), "--epochs", "1", "--out", str(tmp_path / "run")])
+    message = str(stopped.value)
+    assert message.startswith("error: ") and sentence in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
