@@ -1,6 +1,5 @@
 """The PyTorch models: a small CNN and torchvision's, their last layer made for other classes."""
 
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,12 +36,12 @@ def build(
         ValueError: a value that is none of those above, or a file of another network.
     """
     check(arch, head, pretrained, weights)
+    state_dict = starting_weights(arch, pretrained, weights)
     model = small(num_classes) if arch == "small" else torchvision_model(arch, num_classes)
     if head == "cosine":
         parent, _, name = HEADS[arch].rpartition(".")
         in_features = model.get_submodule(HEADS[arch]).in_features
         setattr(model.get_submodule(parent), name, CosineLinear(in_features, num_classes))
-    state_dict = starting_weights(arch, pretrained, weights)
     if state_dict is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         model.load_state_dict(fitting(state_dict, shapes, HEADS[arch]), strict=False)
@@ -85,11 +84,6 @@ def normalize(images: Tensor) -> Tensor:
 
     The result keeps the order of the pixels in memory: it is channels_last.
     """
-    mean, std = moments(images.device)
-    return ((images / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-@cache  # a copy to a GPU waits for it, so one a device and not one a batch
-def moments(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of ImageNet's colours, float32 (3,)."""
-    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    # numbers, since a copy of tensors to a GPU would wait for it
+    colours = [(images[..., c] / 255 - MEAN[c]) / STD[c] for c in range(3)]
+    return torch.stack(colours, dim=-1).permute(0, 3, 1, 2)
