@@ -1,8 +1,10 @@
 """Decoding: right colours from every kind of file, in order, ahead, and threads that end."""
 
+import struct
 import threading
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def test_every_mode_becomes_rgb(images, pil, tmp_path, mode, colour, suffix, exp
     np.testing.assert_allclose(pixels, np.broadcast_to(expected, (8, 8, 3)), atol=atol)
 
 
-@pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
+@pytest.mark.parametrize("transparency", [None, 1, bytes([255, 100])])
 def test_palettes_become_the_colours_that_they_name(images, pil, tmp_path, transparency):
     """Also partly transparent ones, of which Pillow warns."""
     image = pil.new("P", (16, 16), 1)
@@ -76,6 +78,21 @@ def test_all_of_16_bits_is_scaled_evenly(images, pil, tmp_path):
     pil.fromarray(ramp).save(tmp_path / "ramp.png")
     pixels = images.decode(tmp_path / "ramp.png", 256)
     np.testing.assert_array_equal(pixels, np.stack([ramp // 256] * 3, axis=-1))
+
+
+def test_16_bit_colour_is_scaled_in_the_same_way(images, tmp_path):
+    """A PNG of 16 bits a channel, which Pillow reads and does not write."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    row = b"\0" + struct.pack(">3H", 0x4DFF, 0x8000, 0xFFFF) * 9
+    header = struct.pack(">2I5B", 9, 9, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 9)) + chunk(b"IEND", b"")
+    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    pixels = images.decode(tmp_path / "colour.png", 9)
+    np.testing.assert_array_equal(pixels, np.broadcast_to((0x4D, 0x80, 0xFF), (9, 9, 3)))
 
 
 def test_the_whole_image_is_squeezed_and_antialiased(images, pil, tmp_path):

@@ -100,6 +100,22 @@ def test_classes_without_images_are_left_out_and_noted(data, tmp_path):
     assert "Without ISIC_2019_Training_Metadata.csv lesions are not known." in notes
 
 
+def test_of_copies_in_several_folders_the_first_is_read(data, tmp_path):
+    """As in Kaggle's HAM10000, which has its two folders twice; here the copies are not equal."""
+    trees.ham10000(tmp_path)
+    trees.image(tmp_path / "ham10000_images_part_1/nv0_0.jpg", 9)
+    dataset = data.load(tmp_path, 8)
+    assert len(split_of(dataset)) == 120
+    images, labels = whole(getattr(dataset, split_of(dataset)["nv0_0"]))
+    np.testing.assert_allclose(images[labels == 2].astype(int), 40, atol=1)
+
+
+def test_tables_may_start_with_a_byte_order_mark(data, tmp_path):
+    table = trees.isic2019(tmp_path) / trees.ISIC_TABLE
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert len(split_of(data.load(tmp_path, 8))) == 80
+
+
 def test_splits_depend_on_their_seed_and_the_ids_alone(data, tmp_path):
     first = data.load(trees.ham10000(tmp_path), 8)
     rows = trees.read(tmp_path / trees.HAM_TABLE)
