@@ -219,7 +219,9 @@ def _files(
     )
     notes = (*listing.notes, how)
     if left_out := np.sum(~readable):
-        notes += (f"Left out: {left_out} unreadable images, of which {len(missing)} are missing.",)
+        notes += (
+            f"Left out: {left_out} images that cannot be read, {len(missing)} of them missing.",
+        )
     ids, labels = np.array([example.id for example in listing.examples]), listing.labels
     made = {}
     for name in SPLITS:  # an image that is left out moves no other to another split

@@ -41,7 +41,7 @@ def assign(listing: Listing, seed: int) -> tuple[np.ndarray, str]:
 
 
 def _draw(listing: Listing, among: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:
-    """The names in `shares` for the examples `among`, bool (N,); each class is in every part."""
+    """The names in `shares` for the examples `among`, bool (N,)."""
     labels = listing.labels[among]
     groups = np.array([example.group for example in listing.examples])[among]
     for label, name in enumerate(listing.class_names):
@@ -56,11 +56,11 @@ def _draw(listing: Listing, among: np.ndarray, shares: dict[str, float], seed: i
 def deal(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """The part of each example, int64 (N,), such that the parts' sizes are as `shares`.
 
-    Each class is dealt out for itself, its largest groups first, to the part that is emptiest for
-    its share. So a class with as many groups as there are parts is in all of them, which
-    scikit-learn's StratifiedGroupKFold does not promise; what cannot be divided goes to the smaller
-    parts. A group with images of several classes counts for the rarest. The result depends on the
-    groups, the labels and the seed, not on the examples' order.
+    A group with images of several classes counts for the rarest. The groups of each class are dealt
+    out, the largest first, to the part that is emptiest for its share: with as many groups as there
+    are parts, a class is in all of them, which scikit-learn's StratifiedGroupKFold does not
+    promise; what cannot be divided goes to the smaller parts. The result depends on the groups, the
+    labels and the seed, not on the examples' order.
     """
     names, group = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group)

@@ -163,7 +163,7 @@ def test_what_cannot_be_read_stops_or_is_counted(data, tmp_path):
     (part / "nv4_0.jpg").write_bytes((part / "nv4_0.jpg").read_bytes()[:200])
     (part / "mel5_0.jpg").write_text("a text")
     dataset = data.load(tmp_path, 8, skip_unreadable=True)
-    assert "Left out: 3 unreadable images, of which 1 are missing." in dataset.notes
+    assert "Left out: 3 images that cannot be read, 1 of them missing." in dataset.notes
     left = {i: s for i, s in complete.items() if i not in ("nv3_0", "nv4_0", "mel5_0")}
     assert split_of(dataset) == left  # no other image changed its split
     shutil.copy(part / "nv2_0.jpg", part / "nv3_0.jpg")
