@@ -147,6 +147,8 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
     """Bring the arguments together, or say which do not fit."""
     if args.pretrained and args.weights:
         raise ValueError("--pretrained and --weights exclude each other; give one of them")
+    if getattr(args, "aot", None) and (args.resume or args.distributed):
+        raise ValueError("--aot only compiles; leave --resume and --distributed out")
     options = loss_options(args)
     out = args.out or Path(
         "runs", f"{Path(args.data).stem}-{args.arch}-{args.loss}-{framework}-{args.seed}"

@@ -37,6 +37,15 @@ LMF_PUBLISHED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def jax_cache(tmp_path_factory):
+    """The short processes share what one of them has compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("jax")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 @pytest.fixture(scope="module", params=NEEDS)
 def trainer(request):
     """A framework's name; its packages are there."""
@@ -158,8 +167,8 @@ def moment(name):
         moments.remove(name)
         os.kill(os.getpid(), getattr(signal, how))
 
-def interrupting_step(self, loss):
-    took_step(self, loss)
+def interrupting_step(self, *arguments):
+    took_step(self, *arguments)
     moment(f"epoch {self.epoch + 1} step {self.step}")
 
 def interrupting_save(self, write):
@@ -262,7 +271,11 @@ def loss_of_torch(settings, counts, logits, labels):
     return criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()
 
 
-LOSS_OF = {"torch": loss_of_torch}
+def loss_of_flax(settings, counts, logits, labels):
+    return float(load("examples.train_flax").build_loss(settings, counts)(logits, labels))
+
+
+LOSS_OF = {"torch": loss_of_torch, "flax": loss_of_flax}
 
 
 def mean_of(name, counts, logits, labels, options):

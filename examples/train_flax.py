@@ -1,0 +1,267 @@
+"""Train an image classifier on imbalanced data with Flax: a CPU, a TPU or GPUs, or several hosts.
+
+    python -m examples.train_flax
+    python -m examples.train_flax --data HAM10000 --image-size 64 --epochs 30 --loss lmf
+    python -m examples.train_flax --data HAM10000 --arch resnet50 --bf16 --distributed
+    python -m examples.train_flax --data HAM10000 --arch resnet50 --bf16 --aot v5e:2x4
+
+Of several hosts each runs the same command, with --distributed, on files that all of them see.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from examples import ahead_of_time, data, models_flax
+from examples.data import Split
+from examples.run import Run, claim, one_sentence
+from examples.settings import Settings, parse
+from lmf_multi import class_weights, deferred_weights
+from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
+
+SYNC_EVERY = 20  # steps between looks at a device's losses: each look waits for the device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, choose the epoch, test; the exit status."""
+    settings = parse("flax", argv, __doc__.split("\n")[0])
+    rank, world, mesh = processes(settings)
+    device = mesh.devices.flat[0]
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_rows = NamedSharding(mesh, PartitionSpec("batch"))
+    put = ahead_of_time.abstract if settings.aot else jax.device_put
+
+    # data
+    with one_sentence():
+        if not (settings.aot or claim(settings)):
+            return 0
+        dataset = data.load(
+            settings.data,
+            settings.image_size,
+            imbalance=settings.imbalance,
+            split_seed=settings.split_seed,
+            skip_unreadable=settings.skip_unreadable,
+            workers=settings.workers,
+        )
+        check_batch(settings.batch_size, mesh.size)
+        run = Run(
+            settings,
+            dataset,
+            rank=rank,
+            world=world,
+            sync_every=1 if device.platform == "cpu" else SYNC_EVERY,
+            agree=any_process,
+        )
+
+    # model, loss, optimiser
+    with one_sentence():
+        model = models_flax.build(
+            settings.arch,
+            len(dataset.class_names),
+            head=settings.head,
+            pretrained=settings.pretrained,
+            weights=settings.weights,
+            dtype=jnp.bfloat16 if settings.bf16 else jnp.float32,
+            rngs=nnx.Rngs(settings.seed),
+        )
+        criterion = build_loss(settings, dataset.class_counts)
+        learning_rate = optax.exponential_decay(
+            settings.learning_rate,
+            settings.decay_epochs * run.steps,
+            settings.decay_factor,
+            staircase=True,
+        )
+        penalty = optax.add_decayed_weights(settings.weight_decay)  # L2: before Adam, as PyTorch's
+        optimizer = nnx.Optimizer(
+            model, optax.chain(penalty, optax.adam(learning_rate)), wrt=nnx.Param
+        )
+        # split once, merged inside the steps: they take and give arrays alone. The state is all
+        # that decides the next step: dropout's keys and counts too.
+        model.eval()
+        evaluation = nnx.graphdef((model, optimizer))
+        model.train()
+        training, state = nnx.split((model, optimizer))
+        state, criterion = put((state, criterion), replicated)
+        if folder := run.resume():
+            state = load(folder, state)
+
+    # step
+    @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
+    def train_step(state: nnx.State, criterion: Any, images: Array, labels: Array) -> Any:
+        model, optimizer = nnx.merge(training, state)
+
+        def loss_of(model: nnx.Module) -> Array:
+            # means, batch norm's too, are over the whole batch, however it is sharded
+            return criterion(model(models_flax.normalize(images)), labels)
+
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, grads)
+        return nnx.state((model, optimizer)), loss
+
+    @partial(jax.jit, out_shardings=replicated)
+    def logits_of(state: nnx.State, images: Array) -> Array:
+        model, _ = nnx.merge(evaluation, state)
+        return model(models_flax.normalize(images))
+
+    loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
+
+    def sharded(local: np.ndarray) -> Array:
+        """The global array, of which this process has its rows."""
+        return jax.make_array_from_process_local_data(by_rows, local)
+
+    def predict(state: nnx.State, split: Split) -> np.ndarray:
+        """Logits (N, C) of a split in its order, on the host of every process."""
+        batch, rows = settings.batch_size, np.arange(len(split))
+        # the last row fills up the last batch, so that nothing is compiled twice
+        rows = np.pad(rows, (0, -len(split) % batch), mode="edge")
+        mine = rows.reshape(-1, world, batch // world)[:, rank].ravel()
+        batches = split.batches(mine, batch // world)
+        logits = [logits_of(state, sharded(images)) for images, _ in batches]
+        return np.concatenate(jax.device_get(logits))[: len(split)]
+
+    if settings.aot:
+        size = dataset.image_size
+        images = jax.ShapeDtypeStruct((settings.batch_size, size, size, 3), np.uint8)
+        labels = jax.ShapeDtypeStruct((settings.batch_size,), np.int32)
+        with one_sentence():
+            batch = put((images, labels), by_rows)
+            compiled = ahead_of_time.compile_step(train_step, state, criterion, *batch)
+        ahead_of_time.report(settings.aot, compiled, mesh.size)
+        return 0
+
+    # loop
+    with run:
+        while run.epoch < settings.epochs:
+            if settings.drw is not None:
+                weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
+                criterion = put(criterion.replace(class_weight=weights), replicated)
+            for images, labels in run.train_batches():
+                state, loss = train_step(state, criterion, sharded(images), sharded(labels))
+                run.took_step(loss)
+            if run.stopping and run.step < run.steps:
+                run.save(partial(save, state))
+                return run.stop()
+            logits = predict(state, dataset.val)
+            run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
+            run.save(partial(save, state))
+            if run.stopping and run.epoch < settings.epochs:
+                return run.stop()
+
+        if world > 1:
+            multihost_utils.sync_global_devices("process 0 has written the best epoch")
+        state = load(run.checkpoints.of_epoch(run.best_epoch), state)
+        run.finish(
+            predict(state, dataset.test),
+            device="cpu" if device.platform == "cpu" else device.device_kind,
+            peak_device_memory=peak_device_memory(),
+        )
+    return 0
+
+
+def processes(settings: Settings) -> tuple[int, int, Mesh]:
+    """Rank, number of processes and the mesh of all devices; joins the other hosts if asked to."""
+    with one_sentence():
+        if settings.aot:
+            devices = ahead_of_time.devices(settings.aot)
+            return 0, 1, Mesh(np.array(devices), ("batch",))
+        if settings.distributed:
+            join()
+    # each process's devices side by side, so that its rows stay together
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return jax.process_index(), jax.process_count(), Mesh(np.array(devices), ("batch",))
+
+
+def join() -> None:
+    """Meet the other hosts.
+
+    On TPU pods and GPU clusters under Slurm, Open MPI or Kubernetes JAX knows who they are;
+    elsewhere three environment variables say it.
+    """
+    told = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    try:
+        jax.distributed.initialize(
+            **{name: int(os.environ[v]) for name, v in told.items() if v in os.environ}
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed needs a cluster that JAX knows, or JAX_COORDINATOR_ADDRESS, "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID set: {error}"
+        ) from error
+
+
+def any_process(flag: bool) -> bool:
+    """True where any process says so, on all of them at the same step."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def build_loss(settings: Settings, counts: np.ndarray) -> Any:
+    """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
+    options = settings.loss_options
+    if settings.loss in ("ce", "bwcce"):
+        weight = class_weights(counts, options.get("class_weight"))
+        return jax.tree_util.Partial(cross_entropy, weight)
+    losses: dict[str, Callable[..., Any]] = {
+        "focal": FocalLoss,
+        "ldam": LDAMLoss,
+        "lmf": LMFLoss,
+    }
+    return losses[settings.loss](counts, **options)
+
+
+def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:
+    """optax's cross-entropy of logits (N, C) and labels (N,): the mean over the class weight (C,).
+
+    With a sharded batch both sums are those of all devices.
+    """
+    w = weight[labels]
+    return w @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / w.sum()
+
+
+def check_batch(batch_size: int, devices: int) -> None:
+    """Refuse a batch that the mesh cannot share out evenly."""
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the {devices} devices, got {batch_size}"
+        )
+
+
+def save(state: nnx.State, folder: Path) -> None:
+    """Write a checkpoint, on one process: the state is whole on each of its devices."""
+    alone = ocp.options.MultiprocessingOptions(
+        active_processes={jax.process_index()}, barrier_sync_key_prefix="save"
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(
+            (folder / "state").absolute(), jax.tree.map(lambda x: x.addressable_data(0), state)
+        )
+
+
+def load(folder: Path, like: nnx.State) -> nnx.State:
+    """What ``save`` wrote, in the shapes, dtypes and shardings of another state."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            (folder / "state").absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        )
+
+
+def peak_device_memory() -> int | None:
+    """Bytes that a device of this process held at most; None where it is the host's memory."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    return max((s["peak_bytes_in_use"] for s in stats if s), default=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
