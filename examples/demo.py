@@ -12,10 +12,8 @@ import argparse
 import importlib
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -24,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.metrics import f1_score
 
 from examples import digits
+from examples.quiet import stderr_kept_back
 from examples.report import LOSSES, Run, comparison, table
 
 EPOCHS, SEEDS = 100, 3  # more epochs move neither loss's scores
@@ -68,26 +67,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def missing(framework: str) -> str:
     """Which of a framework's packages are absent, in words; empty when none is."""
     return " and ".join(name for name in FRAMEWORKS[framework][1] if find_spec(name) is None)
-
-
-@contextmanager
-def stderr_kept_back() -> Iterator[None]:
-    """Show what is written to stderr only if an exception follows.
-
-    TensorFlow greets from C++ at import, whatever the log level (tensorflow/tensorflow#100442).
-    """
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(terminal, kept.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def import_train(framework: str) -> Callable[..., np.ndarray]:

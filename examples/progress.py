@@ -59,9 +59,10 @@ class Display:
         """Print above the bar."""
         self.console.print(sentence)
 
-    def step(self, steps: int, loss: float) -> None:
+    def step(self, steps: int, loss: float, train_f1: float | None = None) -> None:
         """Move on by some steps, the last of which had this loss."""
-        self.bar.update(self.task, advance=steps, loss=f"{loss:.4f}")
+        f1 = "" if train_f1 is None else f"  macro-F1 {train_f1:.4f}"
+        self.bar.update(self.task, advance=steps, loss=f"{loss:.4f}{f1}")
 
     def epoch(self, row: dict[str, Any], best_f1: float, best_epoch: int) -> None:
         """Show the scores of an epoch: a row of the history."""

@@ -151,20 +151,23 @@ class Run:
         rng = np.random.default_rng([self.settings.seed, self.epoch])
         order = rng.permutation(len(self.dataset.train))[: self.steps * batch]
         mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
-        started = time.perf_counter()
+        self._clock = time.perf_counter()
         for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
             yield images, labels
             if self.stopping:
                 break
-        self.seconds += time.perf_counter() - started
 
     def step_seed(self) -> int:
         """A seed for what is random in the next step, on this process: dropout and the like."""
         words = [self.settings.seed, self.epoch, self.step, self.rank]
         return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
-    def took_step(self, loss: Any) -> None:
+    def took_step(self, loss: Any, train_f1: float | None = None) -> None:
         """Count a step; its loss may still be on the device.
+
+        Args:
+            loss: of this step alone.
+            train_f1: macro-F1 of the epoch so far, which is shown where it is known.
 
         Raises:
             SystemExit: a loss that is not finite; the sentence names the step.
@@ -181,7 +184,9 @@ class Run:
                     f"so the run stops; try a lower --learning-rate"
                 )
             self.loss_sum += value
-        self._display.step(len(values), values[-1])
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        self._display.step(len(values), values[-1], train_f1)
         self.stopping = self.agree(self._asked_to_stop)
 
     def end_epoch(self, val_logits: np.ndarray, val_loss: float) -> None:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from examples import quiet
 from lmf_multi import LMFSpec
 from tests.frameworks import load
 
@@ -156,11 +157,11 @@ def test_a_loss_that_is_not_finite_stops_the_demo(demo, monkeypatch):
         demo.run("torch", "LMF", epochs=2, seed=3, imbalance=50)
 
 
-def test_stderr_is_kept_back_until_something_fails(demo, capfd):
-    with demo.stderr_kept_back():
+def test_stderr_is_kept_back_until_something_fails(capfd):
+    with quiet.stderr_kept_back():
         os.write(2, b"a greeting")  # as C++ does, past sys.stderr
     assert capfd.readouterr().err == ""
-    with pytest.raises(ImportError), demo.stderr_kept_back():
+    with pytest.raises(ImportError), quiet.stderr_kept_back():
         os.write(2, b"the reason")
         raise ImportError
     assert capfd.readouterr().err == "the reason"

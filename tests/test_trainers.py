@@ -275,7 +275,12 @@ def loss_of_flax(settings, counts, logits, labels):
     return float(load("examples.train_flax").build_loss(settings, counts)(logits, labels))
 
 
-LOSS_OF = {"torch": loss_of_torch, "flax": loss_of_flax}
+def loss_of_keras(settings, counts, logits, labels):
+    load("keras")
+    return float(load("examples.train_keras").build_loss(settings, counts)(labels, logits))
+
+
+LOSS_OF = {"torch": loss_of_torch, "flax": loss_of_flax, "keras": loss_of_keras}
 
 
 def mean_of(name, counts, logits, labels, options):

@@ -1,0 +1,87 @@
+"""The devices of Keras' backend: their names and memory, and a batch shared by several of them."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+
+BACKEND = keras.backend.backend()
+
+
+def shared(batch_size: int) -> AbstractContextManager[Any]:
+    """Have all GPUs or TPU cores take a part of each batch, where a model is made inside.
+
+    On TensorFlow and JAX; Keras on PyTorch trains on one.
+
+    Raises:
+        ValueError: the batch has no equal parts.
+    """
+    scope: AbstractContextManager[Any] = nullcontext()
+    devices = 1
+    if BACKEND == "tensorflow":
+        strategy = tensorflow_strategy()
+        scope, devices = strategy.scope(), strategy.num_replicas_in_sync
+    elif BACKEND == "jax" and (devices := len(keras.distribution.list_devices())) > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the {devices} devices, got {batch_size}"
+        )
+    return scope
+
+
+def tensorflow_strategy() -> Any:
+    """The ``tf.distribute.Strategy`` of what is there."""
+    import tensorflow as tf
+
+    try:
+        tpu = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+        return tf.distribute.TPUStrategy(tpu)
+    except ValueError:  # there is no TPU
+        several = len(tf.config.list_physical_devices("GPU")) > 1
+        return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def over_replicas(x: Any) -> Any:
+    """A scalar's sum over a batch's parts, which only TensorFlow's strategies compute apart."""
+    if BACKEND != "tensorflow":
+        return x
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def name() -> str:
+    """What the first device calls itself; ``cpu`` where there is no other."""
+    if BACKEND == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return "cpu" if device.platform == "cpu" else device.device_kind
+    if BACKEND == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpu)["device_name"]
+    return "TPU" if tf.config.list_logical_devices("TPU") else "cpu"
+
+
+def peak_memory() -> int | None:
+    """Bytes that the first device held at most; None where they are the host's."""
+    if BACKEND == "jax":
+        import jax
+
+        stats = jax.local_devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else None
+    if BACKEND == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]

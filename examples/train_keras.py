@@ -1,0 +1,235 @@
+"""Train an image classifier on imbalanced data with Keras, on TensorFlow, JAX or PyTorch.
+
+    python -m examples.train_keras
+    python -m examples.train_keras --data HAM10000 --image-size 64 --epochs 30 --loss lmf
+    KERAS_BACKEND=jax python -m examples.train_keras --data HAM10000 --arch resnet50 --bf16
+
+TensorFlow is the backend unless KERAS_BACKEND is another. All GPUs or TPU cores of the machine
+share each batch, on TensorFlow and JAX. ``model.keras`` in the best epoch's folder of checkpoints
+is a model from pixels to logits: after ``import lmf_multi.keras``, ``keras.models.load_model``
+opens it.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples import data
+from examples.data import Split
+from examples.quiet import stderr_kept_back
+from examples.run import Run, claim, one_sentence
+from examples.settings import Settings, parse
+from lmf_multi import class_weights
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with stderr_kept_back():
+    import keras
+    from keras import ops
+
+    from examples import keras_devices, models_keras
+    from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, choose the epoch, test; the exit status."""
+    settings = parse("keras", argv, __doc__.split("\n")[0])
+
+    # data
+    with one_sentence():
+        if not claim(settings):
+            return 0
+        dataset = data.load(
+            settings.data,
+            settings.image_size,
+            imbalance=settings.imbalance,
+            split_seed=settings.split_seed,
+            skip_unreadable=settings.skip_unreadable,
+            workers=settings.workers,
+        )
+        run = Run(settings, dataset)
+
+    # model, loss, optimiser
+    with one_sentence(), stderr_kept_back():
+        keras.utils.set_random_seed(settings.seed)  # seeks TensorFlow whatever the backend
+    with one_sentence(), keras_devices.shared(settings.batch_size):
+        keras.mixed_precision.set_global_policy("mixed_bfloat16" if settings.bf16 else "float32")
+        model = models_keras.build(
+            settings.arch,
+            len(dataset.class_names),
+            dataset.image_size,
+            head=settings.head,
+            pretrained=settings.pretrained,
+            weights=settings.weights,
+        )
+        criterion = build_loss(settings, dataset.class_counts)
+        optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
+        # the same layers in a Model of its own, so that what is saved loads without this file
+        training = keras.Model(model.input, model.output)
+        training.compile(
+            optimizer, loss=criterion, metrics=[StepLoss(criterion), MacroF1(name="macro_f1")]
+        )
+        optimizer.build(training.trainable_variables)
+        dropout = [v for v in training.variables if v.name == "seed_generator_state"]
+        state = [*optimizer.variables, *dropout]
+        if folder := run.resume():
+            model.load_weights(folder / "model.keras")
+            load(folder, state)
+
+    # step
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, _: settings.learning_rate_at(epoch)),
+        Steps(run),
+    ]
+    if settings.drw is not None:
+        callbacks.append(DeferredReweighting(dataset.class_counts, settings.drw))
+
+    def predict(split: Split) -> np.ndarray:
+        """Logits (N, C) of a split in its order."""
+        batch, rows = settings.batch_size, np.arange(len(split))
+        # the last row fills up the last batch, so that nothing is compiled twice
+        rows = np.pad(rows, (0, -len(split) % batch), mode="edge")
+        batches = ((images,) for images, _ in split.batches(rows, batch))
+        return training.predict(batches, steps=len(rows) // batch, verbose=0)[: len(split)]
+
+    def write(folder: Path) -> None:
+        model.save(folder / "model.keras")
+        np.savez(folder / "training.npz", *map(ops.convert_to_numpy, state))
+
+    # loop
+    with run:
+        while run.epoch < settings.epochs:
+            training.fit(
+                run.train_batches(),
+                steps_per_epoch=run.steps - run.step,
+                initial_epoch=run.epoch,
+                epochs=run.epoch + 1,
+                shuffle=False,  # run.train_batches has
+                callbacks=callbacks,
+                verbose=0,  # the run shows it
+            )
+            if run.stopping and run.step < run.steps:
+                run.save(write)
+                return run.stop()
+            logits = predict(dataset.val)
+            run.end_epoch(logits, float(criterion(dataset.val.labels, logits)))
+            run.save(write)
+            if run.stopping and run.epoch < settings.epochs:
+                return run.stop()
+
+        model.load_weights(run.checkpoints.of_epoch(run.best_epoch) / "model.keras")
+        run.finish(
+            predict(dataset.test),
+            device=keras_devices.name(),
+            peak_device_memory=keras_devices.peak_memory(),
+        )
+    return 0
+
+
+def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
+    """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
+    options = settings.loss_options
+    if settings.loss in ("ce", "bwcce"):
+        return CrossEntropy(class_weights(counts, options.get("class_weight")))
+    losses: dict[str, Callable[..., keras.losses.Loss]] = {
+        "focal": FocalLoss,
+        "ldam": LDAMLoss,
+        "lmf": LMFLoss,
+    }
+    return losses[settings.loss](counts, **options)
+
+
+class CrossEntropy(keras.losses.Loss):
+    """Keras' weighted cross-entropy: the mean over the class weight of all devices' batch."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        super().__init__(name="cross_entropy")
+        self.weight = weight.astype(np.float32)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The loss of labels (N,) and logits (N, C)."""
+        w = ops.take(self.weight, y_true)
+        losses = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+        return ops.sum(w * losses) / keras_devices.over_replicas(ops.sum(w))
+
+
+@keras.saving.register_keras_serializable(package="examples")
+class Adam(keras.optimizers.Adam):
+    """Adam as PyTorch has it: the weight decay is an L2 penalty, added to the gradient.
+
+    Keras' own ``weight_decay`` shrinks the weights beside Adam, as in AdamW.
+    """
+
+    def __init__(self, learning_rate: float = 1e-3, l2: float = 0.0, **options: Any) -> None:
+        super().__init__(learning_rate, **options)
+        self.l2 = l2
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One variable's step."""
+        super().update_step(gradient + self.l2 * variable, variable, learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """What the constructor takes."""
+        return {**super().get_config(), "l2": self.l2}
+
+
+class StepLoss(keras.metrics.Metric):
+    """The newest step's loss; the ``loss`` that Keras logs is a mean since the epoch began."""
+
+    def __init__(self, criterion: keras.losses.Loss) -> None:
+        super().__init__(name="step_loss")
+        self.criterion = criterion
+        self.newest = self.add_variable((), "zeros", name="newest")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Replace it by the loss of labels (N,) and logits (N, C)."""
+        self.newest.assign(keras_devices.over_replicas(self.criterion(y_true, y_pred)))
+
+    def result(self) -> Any:
+        """A scalar."""
+        return ops.convert_to_tensor(self.newest)
+
+
+class MacroF1(keras.metrics.F1Score):
+    """Keras' macro-F1, which takes one-hot labels, of labels (N,)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(average="macro", **options)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Count the answers of logits (N, C)."""
+        super().update_state(ops.one_hot(y_true, y_pred.shape[-1]), y_pred, sample_weight)
+
+
+class Steps(keras.callbacks.Callback):
+    """Tell the run of each step, and end the epoch where the run is asked to stop."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Dropout on PyTorch draws from its one generator, which no checkpoint of Keras holds."""
+        if keras_devices.BACKEND == "torch":
+            keras.utils.set_random_seed(self.run.step_seed() % 2**32)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Each step's loss is a number by now: Keras waits for the device to call this."""
+        self.run.took_step(logs["step_loss"], logs["macro_f1"])
+        if self.run.stopping:
+            self.model.stop_training = True
+
+
+def load(folder: Path, state: Sequence[keras.Variable]) -> None:
+    """Restore the optimiser's and dropout's variables as ``write`` saved them."""
+    with np.load(folder / "training.npz") as saved:
+        for variable, name in zip(state, saved, strict=True):
+            variable.assign(saved[name])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
