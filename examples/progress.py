@@ -4,14 +4,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 
@@ -28,20 +21,18 @@ class Display:
     def __init__(self, folder: Path, epochs: int, steps: int, done: int, visible: bool) -> None:
         self.epochs, self.steps, self.visible = epochs, steps, visible
         self.console = Console(highlight=False, markup=False, quiet=not visible, soft_wrap=True)
-        self.bar = Progress(
+        self.bar = Progress(  # fits in 80 columns
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  val macro-F1 {task.fields[f1]}"),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=8),
+            TextColumn("loss {task.fields[loss]}{task.fields[f1]}"),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=self.console,
             disable=not (visible and self.console.is_terminal),
             transient=True,
         )
         self.task = self.bar.add_task(
-            self._title(done // steps), total=epochs * steps, completed=done, loss="–", f1="–"
+            self._title(done // steps), total=epochs * steps, completed=done, loss="–", f1=""
         )
         # events of epochs that a resumed run repeats are dropped
         self.writer = SummaryWriter(str(folder), purge_step=done // steps + 1) if visible else None
@@ -61,19 +52,20 @@ class Display:
 
     def step(self, steps: int, loss: float, train_f1: float | None = None) -> None:
         """Move on by some steps, the last of which had this loss."""
-        f1 = "" if train_f1 is None else f"  macro-F1 {train_f1:.4f}"
-        self.bar.update(self.task, advance=steps, loss=f"{loss:.4f}{f1}")
+        f1 = "" if train_f1 is None else f", F1 {train_f1:.3f}"
+        self.bar.update(self.task, advance=steps, loss=f"{loss:.3f}{f1}")
 
     def epoch(self, row: dict[str, Any], best_f1: float, best_epoch: int) -> None:
-        """Show the scores of an epoch: a row of the history."""
+        """Show the scores of an epoch: a row of the history; in a terminal only of the best."""
         epoch, f1 = row["epoch"], row["val_macro_f1"]
-        best = f"{best_f1:.4f} (epoch {best_epoch})"
-        self.bar.update(self.task, description=self._title(epoch), f1=f"{f1:.4f}, best {best}")
-        if not self.console.is_terminal:
+        self.bar.update(
+            self.task, description=self._title(epoch), f1=f", val F1 {f1:.3f}, best {best_f1:.3f}"
+        )
+        if epoch == best_epoch or not self.console.is_terminal:
             self.say(
                 f"epoch {epoch}/{self.epochs}: loss {row['train_loss']:.4f}, "
-                f"val loss {row['val_loss']:.4f}, val macro-F1 {f1:.4f}, best {best}, "
-                f"{row['images_per_second']:.0f} images/s"
+                f"val loss {row['val_loss']:.4f}, val macro-F1 {f1:.4f}, "
+                f"best {best_f1:.4f} (epoch {best_epoch}), {row['images_per_second']:.0f} images/s"
             )
         if self.writer is not None:
             for name, value in row.items():

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from examples import results
+from examples import data, results
 from examples.checkpoints import Checkpoints
 from examples.data import Dataset
 from examples.machine import cpu, peak_host_memory
@@ -52,6 +54,29 @@ def claim(settings: Settings) -> bool:
         print(f"{result} is there already: the run is finished.")
         return False
     return True
+
+
+def load_data(settings: Settings, visible: bool = True) -> Dataset:
+    """The data that the settings name, under a bar while image files are decoded for the check."""
+    console = Console(quiet=not visible)
+    columns = (
+        TextColumn("reading images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not (visible and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=None)
+        return data.load(
+            settings.data,
+            settings.image_size,
+            imbalance=settings.imbalance,
+            split_seed=settings.split_seed,
+            skip_unreadable=settings.skip_unreadable,
+            workers=settings.workers,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def refuse_other_settings(before: dict[str, Any], now: dict[str, Any]) -> None:

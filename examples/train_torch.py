@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from examples import data, models_torch
+from examples import models_torch
 from examples.data import Split
-from examples.run import Run, claim, one_sentence
+from examples.models import check_image_size
+from examples.run import Run, claim, load_data, one_sentence
 from examples.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss
@@ -37,14 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_sentence():
         if not claim(settings):
             return 0
-        dataset = data.load(
-            settings.data,
-            settings.image_size,
-            imbalance=settings.imbalance,
-            split_seed=settings.split_seed,
-            skip_unreadable=settings.skip_unreadable,
-            workers=settings.workers,
-        )
+        dataset = load_data(settings, visible=rank == 0)
         run = Run(
             settings,
             dataset,
@@ -57,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # model, loss, optimiser
     torch.manual_seed(settings.seed)
     with one_sentence():
+        check_image_size(settings.arch, dataset.image_size)
         model = models_torch.build(
             settings.arch,
             len(dataset.class_names),

@@ -92,3 +92,27 @@ def test_feature_table_names_tests_that_exist() -> None:
         for name, path in links:
             source = (ROOT / path).read_text(encoding="utf-8")
             assert f"def {name}(" in source, f"{path} has no {name}"
+
+
+def test_flags_of_the_trainers_exist() -> None:
+    """Every flag and loss that README's section on training names is one of the trainers'."""
+    from examples.settings import LOSSES, parse
+
+    section = README.split("## Train an image classifier")[1].split("\n## ")[0]
+    for framework, arguments in re.findall(
+        r"^python -m examples\.train_(\w+) +(.*)$", section, re.M
+    ):
+        assert parse(framework, arguments.split(), "").data == arguments.split()[1]
+    known = {
+        flag
+        for framework in ("torch", "flax", "keras")
+        for flag in re.findall(r"--[a-z-]+", help_of(framework))
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))
+    assert len(named) > 10 and named <= known
+    assert all(f"`{loss}`" in section for loss in LOSSES)
+
+
+def help_of(framework: str) -> str:
+    code = f"from examples.settings import parse; parse({framework!r}, ['-h'], '')"
+    return run(code).stdout
