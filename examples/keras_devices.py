@@ -1,9 +1,11 @@
 """The devices of Keras' backend: their names and memory, and a batch shared by several of them."""
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 
 BACKEND = keras.backend.backend()
 
@@ -42,13 +44,40 @@ def tensorflow_strategy() -> Any:
         return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
+def feed(
+    batches: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], batch_size: int, image_size: int
+) -> Any:
+    """Batches uint8 (b, S, S, 3) and int64 (b,) in a form that ``fit`` reads from the first on.
+
+    Under a strategy of TensorFlow ``fit`` reads some, and begins again: a generator has lost them.
+    """
+    if BACKEND != "tensorflow":
+        return batches()
+    import tensorflow as tf
+
+    images = tf.TensorSpec((batch_size, image_size, image_size, 3), tf.uint8)
+    labels = tf.TensorSpec((batch_size,), tf.int64)
+    found = tf.data.Dataset.from_generator(batches, output_signature=(images, labels))
+    return found.prefetch(tf.data.AUTOTUNE)
+
+
+def normalize_whole_batches(model: keras.Model) -> None:
+    """Have batch norm take the moments of the whole batch where replicas share it."""
+    if BACKEND != "tensorflow" or model.distribute_strategy.num_replicas_in_sync == 1:
+        return
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+
+
 def over_replicas(x: Any) -> Any:
     """A scalar's sum over a batch's parts, which only TensorFlow's strategies compute apart."""
     if BACKEND != "tensorflow":
         return x
     import tensorflow as tf
 
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
+    replica = tf.distribute.get_replica_context()  # None while Keras looks at shapes alone
+    return x if replica is None else replica.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def name() -> str:

@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pretrained=settings.pretrained,
             weights=settings.weights,
         )
+        keras_devices.normalize_whole_batches(model)
         criterion = build_loss(settings, dataset.class_counts)
         optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
         # the same layers in a Model of its own, so that what is saved loads without this file
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run:
         while run.epoch < settings.epochs:
             training.fit(
-                run.train_batches(),
+                keras_devices.feed(run.train_batches, settings.batch_size, dataset.image_size),
                 steps_per_epoch=run.steps - run.step,
                 initial_epoch=run.epoch,
                 epochs=run.epoch + 1,
@@ -152,7 +153,8 @@ class CrossEntropy(keras.losses.Loss):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of labels (N,) and logits (N, C)."""
-        w = ops.take(self.weight, y_true)
+        # int: where replicas share a batch, Keras first looks at their labels' mean
+        w = ops.take(self.weight, ops.cast(y_true, "int32"))
         losses = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
         return ops.sum(w * losses) / keras_devices.over_replicas(ops.sum(w))
 
@@ -164,8 +166,10 @@ class Adam(keras.optimizers.Adam):
     Keras' own ``weight_decay`` shrinks the weights beside Adam, as in AdamW.
     """
 
-    def __init__(self, learning_rate: float = 1e-3, l2: float = 0.0, **options: Any) -> None:
-        super().__init__(learning_rate, **options)
+    def __init__(
+        self, learning_rate: float = 1e-3, l2: float = 0.0, epsilon: float = 1e-8, **options: Any
+    ) -> None:
+        super().__init__(learning_rate, epsilon=epsilon, **options)
         self.l2 = l2
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -186,8 +190,11 @@ class StepLoss(keras.metrics.Metric):
         self.newest = self.add_variable((), "zeros", name="newest")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Replace it by the loss of labels (N,) and logits (N, C)."""
-        self.newest.assign(keras_devices.over_replicas(self.criterion(y_true, y_pred)))
+        """Replace it by the loss of labels (N,) and logits (N, C).
+
+        Each replica's is its share of the whole batch's mean; Keras reads their sum.
+        """
+        self.newest.assign(self.criterion(y_true, y_pred))
 
     def result(self) -> Any:
         """A scalar."""
@@ -202,7 +209,8 @@ class MacroF1(keras.metrics.F1Score):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the answers of logits (N, C)."""
-        super().update_state(ops.one_hot(y_true, y_pred.shape[-1]), y_pred, sample_weight)
+        one_hot = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1])
+        super().update_state(one_hot, y_pred, sample_weight)
 
 
 class Steps(keras.callbacks.Callback):
