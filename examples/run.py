@@ -32,7 +32,7 @@ def one_sentence() -> Iterator[None]:
     """End the program with the sentence of an error that its user can mend, without a traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
