@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from examples import data
 from examples.data import Split
 from examples.quiet import stderr_kept_back
-from examples.run import Run, claim, one_sentence
+from examples.run import Run, claim, load_data, one_sentence
 from examples.settings import Settings, parse
 from lmf_multi import class_weights
 
@@ -43,14 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_sentence():
         if not claim(settings):
             return 0
-        dataset = data.load(
-            settings.data,
-            settings.image_size,
-            imbalance=settings.imbalance,
-            split_seed=settings.split_seed,
-            skip_unreadable=settings.skip_unreadable,
-            workers=settings.workers,
-        )
+        dataset = load_data(settings)
         run = Run(settings, dataset)
 
     # model, loss, optimiser
