@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Sharding
 from rich.console import Console
@@ -17,8 +16,10 @@ from rich.table import Table
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 MIB, GIB = 2**20, 2**30
 
-# JAX, as it is imported, sets this where it finds no TPU. libtpu would then ask which one there is.
+# JAX, as it is imported, sets this where it finds no TPU. libtpu would then ask which one there is,
+# and keep other processes out as if it had one.
 if "TPU_SKIP_MDS_QUERY" in os.environ:
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
@@ -52,10 +53,9 @@ def first_line(error: Exception) -> str:
 
 
 def abstract(tree: Any, sharding: Sharding) -> Any:
-    """The shapes and dtypes that ``jax.device_put`` would give there."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=sharding), tree
-    )
+    """The shapes and dtypes of arrays that are placed there."""
+    shapes = jax.eval_shape(lambda tree: tree, tree)
+    return jax.tree.map(lambda x: x.update(sharding=sharding), shapes)
 
 
 def compile_step(step: Any, *arguments: Any) -> jax.stages.Compiled:

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = mesh.devices.flat[0]
     replicated = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec("batch"))
-    put = ahead_of_time.abstract if settings.aot else jax.device_put
+    put = jax.jit(lambda tree: tree, out_shardings=replicated)  # as on one host, so on several
+    if settings.aot:
+        put = partial(ahead_of_time.abstract, sharding=replicated)
 
     # data
     with one_sentence():
@@ -78,43 +80,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             rngs=nnx.Rngs(settings.seed),
         )
         criterion = build_loss(settings, dataset.class_counts)
-        learning_rate = optax.exponential_decay(
-            settings.learning_rate,
-            settings.decay_epochs * run.steps,
-            settings.decay_factor,
-            staircase=True,
-        )
-        penalty = optax.add_decayed_weights(settings.weight_decay)  # L2: before Adam, as PyTorch's
-        optimizer = nnx.Optimizer(
-            model, optax.chain(penalty, optax.adam(learning_rate)), wrt=nnx.Param
-        )
-        # split once, merged inside the steps: they take and give arrays alone. The state is all
-        # that decides the next step: dropout's keys and counts too.
+        optimizer = nnx.Optimizer(model, build_optimizer(settings, run.steps), wrt=nnx.Param)
+        parts = {"model": model, "optimizer": optimizer}
+        # split once, merged inside the steps: they take and give arrays alone
         model.eval()
-        evaluation = nnx.graphdef((model, optimizer))
+        evaluation = nnx.graphdef(parts)
         model.train()
-        training, state = nnx.split((model, optimizer))
-        state, criterion = put((state, criterion), replicated)
+        # dropout's keys follow from the seed; how often they were drawn from is in the state
+        training, keys, state = nnx.split(parts, nnx.RngKey, ...)
+        state, keys, criterion = put((state, keys, criterion))
         if folder := run.resume():
             state = load(folder, state)
 
     # step
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
-    def train_step(state: nnx.State, criterion: Any, images: Array, labels: Array) -> Any:
-        model, optimizer = nnx.merge(training, state)
+    def train_step(
+        state: nnx.State, keys: nnx.State, criterion: Any, images: Array, labels: Array
+    ) -> tuple[nnx.State, Array]:
+        parts = nnx.merge(training, keys, state)
 
         def loss_of(model: nnx.Module) -> Array:
             # means, batch norm's too, are over the whole batch, however it is sharded
             return criterion(model(models_flax.normalize(images)), labels)
 
-        loss, grads = nnx.value_and_grad(loss_of)(model)
-        optimizer.update(model, grads)
-        return nnx.state((model, optimizer)), loss
+        loss, grads = nnx.value_and_grad(loss_of)(parts["model"])
+        parts["optimizer"].update(parts["model"], grads)
+        return nnx.state(parts, nnx.Not(nnx.RngKey)), loss
 
     @partial(jax.jit, out_shardings=replicated)
-    def logits_of(state: nnx.State, images: Array) -> Array:
-        model, _ = nnx.merge(evaluation, state)
-        return model(models_flax.normalize(images))
+    def logits_of(state: nnx.State, keys: nnx.State, images: Array) -> Array:
+        parts = nnx.merge(evaluation, keys, state)
+        return parts["model"](models_flax.normalize(images))
 
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
 
@@ -129,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = np.pad(rows, (0, -len(split) % batch), mode="edge")
         mine = rows.reshape(-1, world, batch // world)[:, rank].ravel()
         batches = split.batches(mine, batch // world)
-        logits = [logits_of(state, sharded(images)) for images, _ in batches]
+        logits = [logits_of(state, keys, sharded(images)) for images, _ in batches]
         return np.concatenate(jax.device_get(logits))[: len(split)]
 
     if settings.aot:
@@ -137,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = jax.ShapeDtypeStruct((settings.batch_size, size, size, 3), np.uint8)
         labels = jax.ShapeDtypeStruct((settings.batch_size,), np.int32)
         with one_sentence():
-            batch = put((images, labels), by_rows)
-            compiled = ahead_of_time.compile_step(train_step, state, criterion, *batch)
+            batch = ahead_of_time.abstract((images, labels), by_rows)
+            compiled = ahead_of_time.compile_step(train_step, state, keys, criterion, *batch)
         ahead_of_time.report(settings.aot, compiled, mesh.size)
         return 0
 
@@ -147,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         while run.epoch < settings.epochs:
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
-                criterion = put(criterion.replace(class_weight=weights), replicated)
+                criterion = put(criterion.replace(class_weight=weights))
             for images, labels in run.train_batches():
-                state, loss = train_step(state, criterion, sharded(images), sharded(labels))
+                images, labels = sharded(images), sharded(labels)
+                state, loss = train_step(state, keys, criterion, images, labels)
                 run.took_step(loss)
             if run.stopping and run.step < run.steps:
                 run.save(partial(save, state))
@@ -230,6 +227,22 @@ def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:
     return w @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / w.sum()
 
 
+def build_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
+    """PyTorch's Adam, with the step decay: the weight decay is added to the gradient, before.
+
+    Args:
+        settings: the rates.
+        steps: of an epoch.
+    """
+    learning_rate = optax.exponential_decay(
+        settings.learning_rate,
+        settings.decay_epochs * steps,
+        settings.decay_factor,
+        staircase=True,
+    )
+    return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate))
+
+
 def check_batch(batch_size: int, devices: int) -> None:
     """Refuse a batch that the mesh cannot share out evenly."""
     if batch_size % devices:
@@ -239,14 +252,12 @@ def check_batch(batch_size: int, devices: int) -> None:
 
 
 def save(state: nnx.State, folder: Path) -> None:
-    """Write a checkpoint, on one process: the state is whole on each of its devices."""
+    """Write a checkpoint, on one process: the state is whole on each."""
     alone = ocp.options.MultiprocessingOptions(
         active_processes={jax.process_index()}, barrier_sync_key_prefix="save"
     )
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(
-            (folder / "state").absolute(), jax.tree.map(lambda x: x.addressable_data(0), state)
-        )
+        checkpointer.save((folder / "state").absolute(), jax.device_get(state))
 
 
 def load(folder: Path, like: nnx.State) -> nnx.State:
