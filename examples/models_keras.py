@@ -56,12 +56,18 @@ def build(
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
     features = small(pixels) if arch == "small" else application(arch, pixels, pretrained)
     # under mixed precision the logits stay float32
-    make_head = layers.Dense if head == "linear" else CosineLinear
+    make_head = linear if head == "linear" else CosineLinear
     logits = make_head(num_classes, dtype="float32", name="head")(features)
     model = keras.Model(pixels, logits, name=arch)
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def linear(num_classes: int, **options: Any) -> layers.Dense:
+    """A linear head, drawn from ±1 / √fan as PyTorch's: LDAM's scale multiplies its logits."""
+    draw = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    return layers.Dense(num_classes, kernel_initializer=draw, **options)
 
 
 def small(x: Any) -> Any:
