@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -118,6 +119,39 @@ def logits_of(checkpoint):
     test = data.load("digits").test
     (images, labels), *_ = test.batches(np.arange(len(test)), len(test))
     return model(models.normalize(images)), labels
+
+
+def test_dropout_goes_on_after_ctrl_c(tmp_path, monkeypatch):
+    """A network that drops half of the pixels, stopped within an epoch: the same predictions."""
+    nnx, trainer = load("flax.nnx"), load("examples.train_flax")
+
+    class Dropping(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.head = nnx.Linear(28 * 28 * 3, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.dropout(x.reshape(len(x), -1)))
+
+    def took_step(self, loss):
+        was(self, loss)
+        if self.step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def predictions(out, *statuses):
+        for status in statuses:
+            assert trainer.main([*FLAGS, "--out", str(tmp_path / out), "--resume"]) == status
+        return (tmp_path / out / "predictions.npz").read_bytes()
+
+    was, stop = trainer.Run.took_step, None
+    monkeypatch.setattr(trainer.models_flax, "build", lambda *_, rngs, **__: Dropping(rngs))
+    monkeypatch.setattr(trainer.Run, "took_step", took_step)
+    whole = predictions("whole", 0)
+    with load("orbax.checkpoint").StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(tmp_path / "whole" / "checkpoints" / "00001-0000000" / "state")
+    assert saved["model"]["dropout"]["rngs"]["count"]["value"] == 8  # one mask a step
+    stop = 3
+    assert predictions("stopped", 130, 0) == whole
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
