@@ -328,7 +328,8 @@ class Run:
         return f"epoch {self.epoch} of {self.settings.epochs}{step}"
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
-        if self._asked_to_stop:
+        # torchrun passes on what the terminal has sent to its processes already
+        if self._asked_to_stop and self.world == 1:
             raise KeyboardInterrupt
         self._asked_to_stop = True
 

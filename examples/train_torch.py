@@ -117,6 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save(state, folder / "checkpoint.pt")
 
+    def save() -> None:
+        run.save(write)
+        if world > 1:
+            dist.barrier()  # torchrun ends process 0 where another has left
+
     # loop
     with run:
         while run.epoch < settings.epochs:
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 loss = train_step(on_device(images, device), on_device(labels, device))
                 run.took_step(loss)
             if run.stopping and run.step < run.steps:
-                run.save(write)
+                save()
                 return run.stop()
             scheduler.step()
             logits = predict(dataset.val)
@@ -136,12 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.end_epoch(
                 logits.numpy(), criterion(logits.to(device), val_labels.to(device)).item()
             )
-            run.save(write)
+            save()
             if run.stopping and run.epoch < settings.epochs:
                 return run.stop()
 
-        if world > 1:
-            dist.barrier()  # process 0 has written the best epoch
         best = load(run.checkpoints.of_epoch(run.best_epoch), device)
         model.load_state_dict(best["model"])
         cuda = device.type == "cuda"
@@ -227,4 +230,7 @@ def load(folder: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(status)

@@ -347,6 +347,27 @@ def test_torchrun_trains_one_model_and_tests_every_image(tmp_path):
     np.testing.assert_allclose(kept["logits"], logits, rtol=1e-4, atol=1e-4)
 
 
+def test_ctrl_c_reaches_all_of_torchruns_processes_and_saves(tmp_path):
+    """From the terminal and again from torchrun, at whatever steps they are."""
+    for package in (*SHARED, *NEEDS["torch"]):
+        load(package)
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "examples.train_torch", *COMMON, "--epochs", "100000", "--out", str(out)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        for line in started.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        os.killpg(started.pid, signal.SIGINT)
+        printed, _ = started.communicate()
+    assert "Stopped and saved after epoch " in printed
+    newest = max(path.name for path in (out / "checkpoints").iterdir())
+    reached = re.search(r"after epoch (\d+) of 100000(?:, step (\d+) of 8)?;", printed)
+    assert newest == f"{int(reached[1]):05d}-{int(reached[2] or 0):07d}"
+
+
 WHOLE_BATCH = """
 import sys
 import numpy as np, torch, torch.distributed as dist
