@@ -1,0 +1,185 @@
+"""A study: which trainings it consists of, what each is called, and what they left so far.
+
+``DIR/study.json`` holds the plan, ``DIR/runs/NAME`` what a training leaves behind. A loss may carry
+options, each a trainer's flag: ``lmf:scale=5``, ``lmf:head=cosine:drw=20``.
+"""
+
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from examples.run import refuse_other_settings
+from examples.settings import Settings, parse
+
+FRAMEWORKS = ("torch", "flax", "keras")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study, as planned.
+
+    ``data`` and ``loss`` are what tables call them, and ``arguments`` those of
+    ``examples.train_<framework>`` but for ``--out`` and ``--resume``.
+    """
+
+    name: str
+    data: str
+    arch: str
+    framework: str
+    loss: str
+    seed: int
+    arguments: tuple[str, ...]
+
+    def settings(self) -> Settings:
+        """What the arguments say; bad ones end the program with the trainer's own sentence."""
+        return parse(self.framework, self.arguments, "")
+
+    def decides(self) -> dict[str, Any]:
+        """What decides the numbers, as far as it is known before the data are read."""
+        settings = self.settings()
+        return settings.trained_alike() | {"image_size": settings.image_size}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder, the commands that it was planned with, and its trainings."""
+
+    folder: Path
+    commands: tuple[str, ...]
+    trainings: tuple[Training, ...]
+
+    def out(self, training: Training) -> Path:
+        """Where a training keeps its files."""
+        return self.folder / "runs" / training.name
+
+    def result(self, training: Training) -> dict[str, Any] | None:
+        """The result file, if there is one that has as many epochs as planned."""
+        file = self.out(training) / "result.json"
+        found = json.loads(file.read_text()) if file.exists() else None
+        return found if found and found["epochs"] >= training.settings().epochs else None
+
+    def results(self) -> dict[Training, dict[str, Any]]:
+        """The result files that are there, in the plan's order."""
+        found = {training: self.result(training) for training in self.trainings}
+        return {training: result for training, result in found.items() if result}
+
+    def seconds(self, training: Training) -> float | None:
+        """How long a training took, all its attempts together."""
+        file = self.out(training) / "seconds.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+def plan(
+    data: Sequence[str],
+    archs: Sequence[str],
+    frameworks: Sequence[str],
+    losses: Sequence[str],
+    seeds: int,
+    flags: Sequence[str] = (),
+) -> tuple[Training, ...]:
+    """Every combination, all of one seed before the next, so that half a study can be compared.
+
+    A loss with options that change nothing, such as ``lmf:alpha=1.5``, is not trained again.
+
+    Args:
+        data: sources, as ``--data`` of the trainers takes them.
+        archs, frameworks, losses: names; a loss may carry options.
+        seeds: how many, from 0.
+        flags: further ones, given to every trainer.
+
+    Raises:
+        SystemExit: a trainer refuses the flags.
+        ValueError: flags choose what the study chooses, or two trainings have one name.
+    """
+    trainings: dict[str, Training] = {}  # by what decides their numbers
+    for seed, source, arch, framework, loss in product(
+        range(seeds), data, archs, frameworks, losses
+    ):
+        training = planned(source, arch, framework, loss, seed, flags)
+        decides = training.decides() | {"data": source, "epochs": training.settings().epochs}
+        trainings.setdefault(json.dumps(decides), training)
+    names = set()
+    for training in trainings.values():
+        if training.name in names:
+            raise ValueError(
+                f"each training must have a name of its own, got {training.name} twice; "
+                "rename one of the data sources, or spell the losses' options apart"
+            )
+        names.add(training.name)
+    return tuple(trainings.values())
+
+
+def planned(
+    source: str, arch: str, framework: str, loss: str, seed: int, flags: Sequence[str]
+) -> Training:
+    """One training; its loss's options come last, so that they replace the flags."""
+    loss_name, *options = loss.split(":")
+    chosen = {"data": source, "arch": arch, "loss": loss_name, "seed": seed}
+    arguments = [text for flag, value in chosen.items() for text in (f"--{flag}", str(value))]
+    arguments += [*flags, *(f"--{option}" for option in options)]
+    data = Path(source).stem
+    name = re.sub(r"[^\w=.+-]", "_", f"{data}-{arch}-{framework}-{loss}-{seed}")
+    training = Training(name, data, arch, framework, loss, seed, tuple(arguments))
+    settings = training.settings()
+    for flag, value in chosen.items():
+        if getattr(settings, flag) != value:
+            raise ValueError(
+                f"--{flag} is the study's to choose, {value} for {loss}, "
+                f"got {getattr(settings, flag)}; leave it out"
+            )
+    return training
+
+
+def remember(folder: Path, command: str, trainings: Iterable[Training]) -> Study:
+    """Write the plan, added to what the folder holds already; several machines may do so at once.
+
+    Raises:
+        ValueError: a training of this name was planned with other settings.
+    """
+    before = read(folder) if (folder / "study.json").exists() else Study(folder, (), ())
+    merged = {training.name: training for training in before.trainings}
+    for training in trainings:
+        if training.name in merged:
+            refuse_other_settings(merged[training.name].decides(), training.decides())
+        merged[training.name] = training
+    commands = tuple(dict.fromkeys([*before.commands, command]))
+    study = Study(folder, commands, tuple(merged.values()))
+    write(study)
+    return study
+
+
+def write(study: Study) -> None:
+    """``study.json``, whole or not at all."""
+    study.folder.mkdir(parents=True, exist_ok=True)
+    trainings = [asdict(t) | {"arguments": shlex.join(t.arguments)} for t in study.trainings]
+    content = {"commands": study.commands, "trainings": trainings}
+    with tempfile.NamedTemporaryFile("w", dir=study.folder, delete=False) as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+    unfinished = Path(stream.name)  # another machine's has another name
+    unfinished.chmod(0o644)
+    unfinished.replace(study.folder / "study.json")
+
+
+def read(folder: Path) -> Study:
+    """The study that a folder holds.
+
+    Raises:
+        FileNotFoundError: it holds none.
+    """
+    file = folder / "study.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder} must hold the study.json of examples.compare, which is not there"
+        )
+    content = json.loads(file.read_text())
+    trainings = (
+        Training(**(entry | {"arguments": tuple(shlex.split(entry["arguments"]))}))
+        for entry in content["trainings"]
+    )
+    return Study(folder, tuple(content["commands"]), tuple(trainings))
