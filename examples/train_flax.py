@@ -25,9 +25,10 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from examples import ahead_of_time, data, models_flax
+from examples import ahead_of_time, models_flax
 from examples.data import Split
-from examples.run import Run, claim, one_sentence
+from examples.models import check_image_size
+from examples.run import Run, claim, load_data, one_sentence
 from examples.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
@@ -50,14 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_sentence():
         if not (settings.aot or claim(settings)):
             return 0
-        dataset = data.load(
-            settings.data,
-            settings.image_size,
-            imbalance=settings.imbalance,
-            split_seed=settings.split_seed,
-            skip_unreadable=settings.skip_unreadable,
-            workers=settings.workers,
-        )
+        dataset = load_data(settings, visible=rank == 0)
         check_batch(settings.batch_size, mesh.size)
         run = Run(
             settings,
@@ -70,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # model, loss, optimiser
     with one_sentence():
+        check_image_size(settings.arch, dataset.image_size)
         model = models_flax.build(
             settings.arch,
             len(dataset.class_names),
