@@ -14,7 +14,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
     # what is missing fails its tests instead of skipping them
-    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas,PIL,tensorboardX,"
+    "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas,PIL,tensorboard,"
     + "torchvision,orbax"
     + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboard.summary import Writer  # of all writers the one that imports no framework
 
 
 class Display:
@@ -34,8 +34,7 @@ class Display:
         self.task = self.bar.add_task(
             self._title(done // steps), total=epochs * steps, completed=done, loss="–", f1=""
         )
-        # events of epochs that a resumed run repeats are dropped
-        self.writer = SummaryWriter(str(folder), purge_step=done // steps + 1) if visible else None
+        self.writer = Writer(str(folder)) if visible else None
 
     def __enter__(self) -> Self:
         self.bar.start()

@@ -114,7 +114,7 @@ class Run:
         agree: Callable[[bool], bool] = lambda flag: flag,
     ) -> None:
         examples, batch = len(dataset.train), settings.batch_size
-        if batch > examples:
+        if batch > examples and not settings.aot:  # which trains on none
             raise ValueError(
                 f"batch_size must be at most the {examples} training images, got {batch}"
             )
@@ -123,7 +123,7 @@ class Run:
         self.settings, self.dataset = settings, dataset
         self.rank, self.world, self.sync_every, self.agree = rank, world, sync_every, agree
         self.epoch, self.step = 0, 0  # epochs done, and steps of the next one
-        self.steps = examples // batch  # of an epoch; what a shuffle leaves over sits it out
+        self.steps = max(1, examples // batch)  # of an epoch; what a shuffle leaves over sits it out
         self.loss_sum, self.seconds = 0.0, 0.0  # of the epoch that is under way
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_f1 = 0, -math.inf

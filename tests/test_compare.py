@@ -16,7 +16,7 @@ import pytest
 
 from tests.frameworks import load
 
-for package in ("PIL", "sklearn", "rich", "tensorboardX"):
+for package in ("PIL", "sklearn", "rich", "tensorboard"):
     load(package)
 
 from examples import compare, processes, study  # noqa: E402

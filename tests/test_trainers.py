@@ -23,7 +23,7 @@ NEEDS = {
     "flax": ["jax", "flax", "optax", "orbax"],
     "keras": ["keras", KERAS_BACKEND],
 }
-SHARED = ["PIL", "sklearn", "rich", "tensorboardX"]
+SHARED = ["PIL", "sklearn", "rich", "tensorboard"]
 EPOCHS, STEPS = 3, 8  # 280 digits in batches of 32
 COMMON = ["--data", "digits", "--loss", "lmf", "--epochs", str(EPOCHS), "--learning-rate", "1e-3"]
 LMF_PUBLISHED = {
@@ -135,7 +135,8 @@ def test_a_run_learns_and_keeps_its_best_epoch(finished):
 
 
 def test_a_run_writes_events_for_tensorboard(finished):
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.util.tensor_util import make_ndarray
 
     out, _ = finished
     (file,) = (out / "tensorboard").iterdir()
@@ -145,7 +146,7 @@ def test_a_run_writes_events_for_tensorboard(finished):
         event = Event.FromString(content[position + 12 : position + 12 + length])
         position += 16 + length
         for value in event.summary.value:
-            found[value.tag, event.step] = value.simple_value
+            found[value.tag, event.step] = make_ndarray(value.tensor)
     for row in history(out):
         for name in ("train_loss", "val_macro_f1"):
             np.testing.assert_allclose(found[name, int(row["epoch"])], float(row[name]), rtol=1e-6)
