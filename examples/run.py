@@ -123,7 +123,8 @@ class Run:
         self.settings, self.dataset = settings, dataset
         self.rank, self.world, self.sync_every, self.agree = rank, world, sync_every, agree
         self.epoch, self.step = 0, 0  # epochs done, and steps of the next one
-        self.steps = max(1, examples // batch)  # of an epoch; what a shuffle leaves over sits it out
+        # of an epoch; what a shuffle leaves over sits it out
+        self.steps = max(1, examples // batch)
         self.loss_sum, self.seconds = 0.0, 0.0  # of the epoch that is under way
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_f1 = 0, -math.inf
