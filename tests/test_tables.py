@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 
 from tests.frameworks import load
 
-for package in ("PIL", "sklearn", "rich", "tensorboardX"):
+for package in ("PIL", "sklearn", "rich", "tensorboard"):
     load(package)
 
 from examples import study, tables  # noqa: E402

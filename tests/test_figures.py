@@ -1,0 +1,165 @@
+"""The figures of a study: what is drawn is what the result files say, in shades of grey."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from tests.frameworks import load
+
+for package in ("matplotlib", "sklearn", "rich", "tensorboard"):
+    load(package)
+
+from examples import figures, prediction_figures  # noqa: E402
+from tests.studies import COUNTS, NAMES, made_up  # noqa: E402
+
+
+def heights(axes):
+    """Of the bars, left to right."""
+    return [bar.get_height() for bar in sorted(axes.patches, key=lambda bar: bar.get_x())]
+
+
+def test_every_figure_is_written_and_readable_in_grey(tmp_path, capsys):
+    data = ["digits", "other.npz"]
+    made_up(tmp_path, ["ce", "lmf", "lmf:alpha=0.5"], data=data, frameworks=["flax", "torch"])
+    assert figures.main([str(tmp_path)]) == 0
+    names = {
+        *(
+            f"{what}-{data}"
+            for what in ("macro-f1", "images-per-class")
+            for data in ("digits", "other")
+        ),
+        "sweep-alpha",
+        *(
+            f"{what}-{data}-small-{framework}"
+            for what in ("confusion", "precision-recall", "reliability")
+            for data in ("digits", "other")
+            for framework in ("flax", "torch")
+        ),
+    }
+    files = list((tmp_path / "figures").iterdir())
+    assert {file.stem for file in files} == names
+    for file in files:
+        pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+        assert len(np.unique(pixels)) > 10  # there is something to see
+        np.testing.assert_array_equal(pixels.min(2), pixels.max(2))
+    told = capsys.readouterr().out
+    assert (
+        "Grad-CAM of digits, small, torch is left out: the test images must be those that "
+        "digits-small-torch-ce-0 predicted, but the data have changed since" in told
+    )
+    assert "Grad-CAM of other, small, torch is left out: data must be digits," in told
+
+
+def test_bars_are_means_over_seeds_with_their_deviation(tmp_path):
+    scores = {"ce": [0.5, 0.6, 0.7], "lmf": [0.7, 0.9, 0.8]}
+    planned = made_up(tmp_path, list(scores), seeds=3, scores=scores, frameworks=["torch", "keras"])
+    (axes,) = figures.scores(planned.results(), "digits").figure.axes
+    np.testing.assert_allclose(heights(axes), [0.6, 0.6, 0.8, 0.8], rtol=1e-12)
+    (segments, *_), _ = (bars.errorbar.lines[2] for bars in axes.containers[1::2])
+    ends = np.array(segments.get_segments())[..., 1]
+    np.testing.assert_allclose(ends, [[0.5, 0.7], [0.7, 0.9]], rtol=1e-12)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["ce", "lmf"]
+    assert len({bar.get_hatch() for bar in axes.patches}) == 2  # told apart without colour
+
+
+def test_classes_are_counted_on_a_logarithmic_scale(tmp_path):
+    planned = made_up(tmp_path, ["ce"], seeds=1)
+    (axes,) = figures.images_per_class(planned.results(), "digits").figure.axes
+    assert axes.get_yscale() == "log"
+    assert heights(axes) == sorted(COUNTS, reverse=True)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["mole", "vein", "wart"]
+
+
+def test_a_sweep_has_plain_lmf_in_it_and_other_settings_apart(tmp_path):
+    losses = ["ce", "lmf", "lmf:alpha=3", "lmf:alpha=0.5", "lmf:alpha=3:scale=5", "lmf:scale=5"]
+    scores = {loss: [place, place + 0.5] for place, loss in enumerate(losses)}
+    planned = made_up(tmp_path, losses, seeds=2, scores=scores)
+    found = planned.results()
+    (picture,) = figures.sweep(found, "alpha")
+    lines = [ax.lines[0].get_xydata() for ax in picture.figure.axes]
+    np.testing.assert_allclose(lines[0], [[0.5, 3.25], [1.5, 1.25], [3, 2.25]])
+    np.testing.assert_allclose(lines[1], [[1.5, 5.25], [3, 4.25]])
+    for axes in picture.figure.axes:
+        np.testing.assert_allclose(axes.lines[-1].get_ydata(), [0.25, 0.25])  # cross-entropy
+    assert list(figures.sweep(found, "gamma")) == []
+
+
+def test_predictions_are_drawn_as_they_are(tmp_path):
+    planned = made_up(tmp_path, ["ce", "lmf"], seeds=3)
+    drawn = {p.name: p.figure for p in prediction_figures.pictures(planned)}
+    lmf = [(t, r) for t, r in planned.results().items() if t.loss == "lmf"]
+    files = [np.load(planned.out(training) / "predictions.npz") for training, _ in lmf]
+    labels = np.concatenate([file["labels"] for file in files])
+    logits = np.concatenate([file["logits"] for file in files])
+    right = logits.argmax(1) == labels
+
+    axes = drawn["confusion-digits-small-torch"].axes[1]
+    share = np.mean(right[labels == 1])  # of the second class
+    np.testing.assert_allclose(axes.images[0].get_array()[1, 1], 100 * share, rtol=1e-12)
+
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for c, axes in enumerate(drawn["precision-recall-digits-small-torch"].axes):
+        average = average_precision_score(labels == c, probabilities[:, c])
+        assert axes.get_title() == NAMES[c]
+        assert axes.get_legend().get_texts()[1].get_text() == f"lmf {average:.2f}"
+
+    axes = drawn["reliability-digits-small-torch"].axes[1]
+    confidence, shares = axes.lines[1].get_data()
+    last = probabilities.max(1) > 0.9
+    np.testing.assert_allclose(confidence[-1], probabilities.max(1)[last].mean(), rtol=1e-6)
+    np.testing.assert_allclose(shares[-1], right[last].mean(), rtol=1e-12)
+
+
+# --- Grad-CAM
+
+
+@pytest.fixture(scope="module")
+def gradcam():
+    """The module, where PyTorch and the maps' library are."""
+    for package in ("torch", "torchvision", "pytorch_grad_cam"):
+        load(package)
+    from examples import gradcam
+
+    return gradcam
+
+
+def test_maps_are_bright_where_the_evidence_is(gradcam):
+    """A network that adds up the red of an image for class 1, and has nothing for the others."""
+    torch = load("torch")
+    network = torch.nn.Sequential()
+    blind = [torch.nn.Identity() for _ in range(3)]
+    network.features = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), *blind)
+    network.pool, network.flatten = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    network.head = torch.nn.Linear(1, 3)
+    with torch.no_grad():
+        network.features[0].weight[:] = torch.tensor([1.0, 0, 0])[None, :, None, None]
+        network.features[0].bias[:] = 2.2  # black is 0, after ImageNet's normalisation
+        network.head.weight[:] = torch.tensor([[0.0], [1], [0]])
+        network.head.bias[:] = 0
+    images = np.zeros((2, 12, 12, 3), np.uint8)
+    images[0, 2:5, 6:9, 0] = 255
+    images[1, 9:, :3, 0] = 255
+    images[..., 2] = 128
+    maps, predicted = gradcam.grad_cam(network, "small", images)
+    np.testing.assert_array_equal(predicted, [1, 1])
+    np.testing.assert_allclose(maps, images[..., 0] / 255, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arch", "pixels", "layer"),
+    [
+        ("small", 64, "features.3"),
+        ("small", 28, "features.1"),
+        ("resnet50", 64, "layer3"),
+        ("efficientnet_v2_s", 64, "features.5"),
+        ("densenet121", 64, "features.denseblock3"),
+        ("densenet121", 96, "features"),
+    ],
+)
+def test_maps_have_pixels_at_any_size(gradcam, arch, pixels, layer):
+    torch, models = load("torch"), load("examples.models_torch")
+    model = models.build(arch, 3).eval()
+    images = torch.zeros(1, 3, pixels, pixels)
+    found, _ = gradcam.layer_and_classes(model, gradcam.LAYERS[arch], images)
+    assert found is model.get_submodule(layer)
