@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from examples import html_report
 from examples.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
 from examples.run import STOPPED as STOPPED_STATUS
 from examples.run import one_sentence
@@ -35,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     shard, shards = args.shard
     show = Show(study, trainings[shard - 1 :: shards], args.jobs)
     show.run()
-    return show.conclude()
+    status = show.conclude()
+    if shards > 1:
+        print(f"python -m examples.html_report {args.out} writes the report when all are done.")
+    elif status != STOPPED_STATUS and study.results():
+        print(f"All of it is in {html_report.write(study)}")
+    return status
 
 
 class Show:

@@ -94,6 +94,8 @@ def tables(study: Study) -> list[Table]:
     found += [per_class(results, name) for name in data]
     if any(training.loss == BASELINE for training in results):
         found.append(against_baseline(results))
+    if results:
+        found.append(costs(study, results))
     if len(results) < len(study.trainings):
         found.append(missing(study, results))
     return found
@@ -170,6 +172,28 @@ def against_baseline(results: Results) -> Table:
         "Wilcoxon's signed-rank test, which with n seeds is at least 2/2ⁿ. Of few seeds a "
         "bootstrap interval is too narrow: of normal differences it held the true mean in 51 % "
         "of simulated studies of 2 seeds, 74 % of 3, 84 % of 5 and 92 % of 10.",
+    )
+
+
+def costs(study: Study, results: Results) -> Table:
+    """What a training took."""
+    seconds = {training: study.seconds(training) for training in results}
+    rows = []
+    for kind, losses in by_kind(results).items():
+        took = [seconds[t] for t in results if (t.data, t.arch, t.framework) == kind]
+        measured = [r["measured"] for seeds in losses.values() for r in seeds.values()]
+        speeds = tuple(each["images_per_second"] for each in measured)
+        memory = max(each["peak_memory_bytes"] for each in measured) / 2**30
+        known = tuple(each for each in took if each is not None)
+        hours = sum(known) / 3600 if known else None
+        rows.append((*kind, len(measured), hours, known or None, speeds, memory))
+    return Table(
+        "costs",
+        "What it took",
+        (*KIND, "trainings", "hours in all", "seconds each", "images a second", "peak GiB"),
+        tuple(rows),
+        "From a training's start to its result, reading and testing included; images a second "
+        "while it trains; memory of the device, or of the process where it has none of its own.",
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.frameworks import load
 
-for package in ("PIL", "sklearn", "rich", "tensorboard"):
+for package in ("PIL", "sklearn", "rich", "matplotlib", "tensorboard"):
     load(package)
 
 from examples import compare, processes, study  # noqa: E402
@@ -58,6 +58,13 @@ def out(tmp_path, monkeypatch):
         "command",
         lambda training, threads: [sys.executable, "-c", TRAINER, *training.arguments],
     )
+
+    def write_report(planned):  # of results that have no scores
+        file = planned.folder / "report.html"
+        file.touch()
+        return file
+
+    monkeypatch.setattr(compare.html_report, "write", write_report)
     return tmp_path / "study"
 
 
@@ -163,6 +170,7 @@ def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, capsys):
     assert "    error: no luck today" in told
     assert f"failed: digits-small-torch-focal-0, see {log}" in told
     assert "4 of 6 trainings are done." in told
+    assert f"All of it is in {out / 'report.html'}" in told
     assert log.read_text() == "error: no luck today\n"
 
 
@@ -199,13 +207,16 @@ def test_a_study_goes_on_with_the_settings_that_it_began_with(out):
     )
 
 
-def test_shards_share_the_trainings_and_the_plan(out):
+def test_shards_share_the_trainings_and_the_plan(out, capsys):
     for i in (1, 2, 3):
         before = results(out)
         assert run(out, f"--losses ce,lmf --seeds 4 --shard {i}/3") == 0
         assert len(results(out) - before) == {1: 3, 2: 3, 3: 2}[i]
         assert len(study.read(out).trainings) == 8
     assert len(study.read(out).commands) == 1
+    assert not (out / "report.html").exists()  # another shard may still run
+    told = capsys.readouterr().out
+    assert f"python -m examples.html_report {out} writes the report when all are done." in told
 
 
 def wait_for(path, text):
@@ -231,7 +242,7 @@ def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, capsys
     told = capsys.readouterr().out
     assert "stopped: digits-small-torch-ldam-0" in told
     assert told.endswith("Stopped; the same command goes on from there.\n")
-    assert results(out) == set()
+    assert results(out) == set() and not (out / "report.html").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run(out, "--losses ldam,ce --seeds 1") == 0
     assert len(results(out)) == 2
@@ -278,9 +289,9 @@ def test_the_table_counts_and_estimates(out):
     assert "about 1 min 30 s left" in shown.get()
 
 
-def test_a_real_study_of_two_losses(tmp_path):
+def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
     """Through the PyTorch trainer, on digits, as users start it."""
-    for package in ("torch", "torchvision"):
+    for package in ("torch", "torchvision", "pytorch_grad_cam"):
         load(package)
     command = [sys.executable, "-m", "examples.compare", "--losses", "ce,lmf:scale=5"]
     command += ["--seeds", "2", "--epochs", "1", "--learning-rate", "1e-3", "--out"]
@@ -294,3 +305,6 @@ def test_a_real_study_of_two_losses(tmp_path):
         assert result["loss"].get("scale") == (5 if "scale" in training.loss else None)
         assert (result["seed"], result["epochs"]) == (training.seed, 1)
         assert study.read(tmp_path).seconds(training) > 0
+    assert f"All of it is in {tmp_path / 'report.html'}" in done.stdout
+    assert "left out" not in done.stdout
+    assert (tmp_path / "figures" / "grad-cam-digits-small.png").stat().st_size > 10_000

@@ -1,0 +1,128 @@
+"""A study as one page: what it says, every table and figure, and how to repeat it.
+
+    python -m examples.html_report runs/study
+
+``DIR/report.html`` needs no other file, so that it can be sent; tables and figures are written
+beside it as well.
+"""
+
+import argparse
+import sys
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from examples import figures, tables
+from examples.checkpoints import write_atomically
+from examples.run import one_sentence
+from examples.study import Study, read
+from examples.tables import Table
+
+PAGE = Path(__file__).with_name("report_page.html")
+
+
+def write(study: Study) -> Path:
+    """The page, and beside it the tables' and the figures' own files.
+
+    Raises:
+        ValueError: there is no result yet.
+    """
+    if not study.results():
+        raise ValueError(
+            f"{study.folder} must hold a finished training, got none; examples.compare goes on"
+        )
+    found = tables.tables(study)
+    tables.write(study, found)
+    parts = [*summary(found), *map(table, found)]
+    for picture in figures.pictures(study):
+        parts.append(figure(figures.write(study, picture), picture.caption))
+    parts += repeating(study)
+    title = f"Losses compared: {', '.join(dict.fromkeys(t.data for t in study.trainings))}"
+    page = Template(PAGE.read_text()).substitute(title=escape(title), body="\n".join(parts))
+    file = study.folder / "report.html"
+    write_atomically(file, page.encode())
+    return file
+
+
+def summary(found: Sequence[Table]) -> Iterator[str]:
+    """What the differences from cross-entropy say, a sentence each."""
+    named = {table.name: table for table in found}
+    if "missing" in named:
+        yield f"<p><strong>{escape(named['missing'].title)}</strong>, listed below.</p>"
+    if "against-ce" in named:
+        lines = (f"<li>{escape(sentence(row))}</li>" for row in named["against-ce"].rows)
+        yield f"<h2>What it says</h2><ul>{''.join(lines)}</ul>"
+
+
+def sentence(row: Sequence[Any]) -> str:
+    """A row of the table of differences in words.
+
+    >>> sentence(("digits", "small", "torch", "lmf", 5, 0.1, 0.05, 0.15, 0.0625, "better"))
+    'digits, small, torch: lmf better (+0.100, 95 % interval +0.050 to +0.150, p 0.062; 5 seeds)'
+    """
+    *kind, loss, seeds, gain, low, high, p, verdict = row
+    numbers = f"{gain:+.3f}"
+    if low is not None:
+        numbers += f", 95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}; {seeds} seeds"
+    return f"{', '.join(kind)}: {loss} {verdict} ({numbers})"
+
+
+def table(found: Table) -> str:
+    """With headings that sort it."""
+    headings = "".join(f"<th><button>{escape(h)}</button></th>" for h in found.headings)
+    rows = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in found.rows)
+    return (
+        f"<h2>{escape(found.title)}</h2>"
+        f'<div class="wide"><table id="{escape(found.name)}"><thead><tr>{headings}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><p class="note">{escape(found.note)}</p>'
+    )
+
+
+def cell(content: Any) -> str:
+    """What is shown, and what it is sorted by: several seeds by their mean."""
+    kind = "" if isinstance(content, str) else ' class="number"'
+    value = escape(str(tables.numbers(content)[0]))
+    return f'<td{kind} data-value="{value}">{escape(tables.text(content))}</td>'
+
+
+def figure(file: Path, caption: str) -> str:
+    """A PNG file, embedded."""
+    data = b64encode(file.read_bytes()).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def repeating(study: Study) -> Iterator[str]:
+    """The commands, and what they ran with."""
+    results = list(study.results().values())
+    versions = {" ".join(v) for result in results for v in result["versions"].items()}
+    yield "<h2>How to repeat it</h2>"
+    yield f"<pre>{escape(chr(10).join(study.commands))}</pre>"
+    yield f"<p>Hardware: {listed(result['device'] for result in results)}</p>"
+    yield f"<p>Versions: {listed(sorted(versions))}</p>"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Each once."""
+    return escape("; ".join(dict.fromkeys(words)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report, and print where it is."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.html_report", description="A study as one page."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of examples.compare")
+    args = parser.parse_args(argv)
+    with one_sentence():
+        print(write(read(args.folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
