@@ -29,9 +29,14 @@ STOPPED = 130  # the exit status of a program that Ctrl-C ended
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the program with the sentence of an error that its user can mend, without a traceback."""
+    """End the program with the sentence of an error that its user can mend, without a traceback.
+
+    Ctrl-C, when nothing is trained yet, ends it too.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED) from None
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -152,13 +157,13 @@ class Run:
         self._display = Display(
             settings.out / "tensorboard", settings.epochs, self.steps, done, self.rank == 0
         )
-        self._display.__enter__()
-        for line in self._opening(done):
-            self._display.say(line)
         self._handlers = {
             number: signal.signal(number, self._ask_to_stop)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
+        self._display.__enter__()
+        for line in self._opening(done):
+            self._display.say(line)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -331,7 +336,8 @@ class Run:
     def _ask_to_stop(self, number: int, frame: object) -> None:
         # torchrun passes on what the terminal has sent to its processes already
         if self._asked_to_stop and self.world == 1:
-            raise KeyboardInterrupt
+            self._display.say("Stopped at once; --resume goes on from the last checkpoint.")
+            raise SystemExit(STOPPED)
         self._asked_to_stop = True
 
     def _warn(self, sentence: str) -> None:

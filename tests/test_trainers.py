@@ -161,7 +161,7 @@ import importlib, os, signal, sys
 from examples.run import Run
 
 trainer, when, how, *arguments = sys.argv[1:]
-took_step, save, moments = Run.took_step, Run.save, {when}
+took_step, save, moments = Run.took_step, Run.save, set(when.split(", "))
 
 def moment(name):
     if name in moments:
@@ -249,6 +249,16 @@ def test_ctrl_c_saves_within_an_epoch_and_a_damaged_checkpoint_falls_back(
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {newest.name} is damaged" in done.stdout
     assert_same_run(out, finished[0])
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    for package in (*SHARED, *NEEDS["torch"]):
+        load(package)
+    moments, arguments = "epoch 2 step 2, epoch 2 step 3", [*COMMON, "--out", tmp_path / "run"]
+    stopped = run("torch", "torch", moments, "SIGINT", *arguments, code=INTERRUPTED)
+    assert stopped.returncode == 130 and "Traceback" not in stopped.stderr
+    assert "Stopped at once; --resume goes on from the last checkpoint." in stopped.stdout
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00001-0000000"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
