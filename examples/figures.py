@@ -60,7 +60,7 @@ def scores(results: Results, data: str) -> Picture:
     axes.set_ylabel("macro-F1 on test images")
     axes.set_title(data)
     if len(kinds) > 1:
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside upper right", ncols=len(kinds))
     return Picture(
         f"macro-f1-{data}",
         f"Macro-F1 of each loss on {data}: mean over seeds, error bars of one sample standard "

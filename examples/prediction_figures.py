@@ -51,7 +51,15 @@ def confusion(
         counts = sum(np.array(r["test"]["confusion_matrix"]) for r in seeds.values())
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         display = ConfusionMatrixDisplay(100 * shares, display_labels=names)
-        display.plot(ax=axes, cmap="Greys", colorbar=False, values_format=".0f")
+        display.plot(
+            ax=axes,
+            cmap="Greys",
+            colorbar=False,
+            values_format=".0f",
+            im_kw={"vmin": 0, "vmax": 100},  # the same shades for every loss
+        )
+        for number, share in zip(display.text_.flat, shares.flat, strict=True):
+            number.set_color("white" if share > 0.5 else "black")
         axes.tick_params("x", rotation=90)
         axes.set_title(loss)
         axes.set(xlabel="predicted", ylabel="true")
@@ -68,7 +76,7 @@ def precision_recall(
     names: list[str],
 ) -> Picture:
     """Axes a class, a line a loss."""
-    figure, all_axes = grid(len(names), 3.2, 3.2, sharex=True, sharey=True)
+    figure, all_axes = grid(len(names), 5, 3, columns=3, sharex=True, sharey=True)
     for c, axes in enumerate(all_axes):
         for (loss, (labels, probabilities)), style in zip(
             predictions.items(), line_styles(), strict=False
@@ -77,7 +85,7 @@ def precision_recall(
             average = average_precision_score(labels == c, probabilities[:, c])
             axes.plot(recall, precision, label=f"{loss} {average:.2f}", markevery=0.2, **style)
         axes.set_title(names[c])
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside it
     figure.supxlabel("recall")
     figure.supylabel("precision")
     return Picture(
@@ -104,6 +112,7 @@ def reliability(
     return Picture(
         f"reliability-{'-'.join(kind)}",
         f"Reliability, {', '.join(kind)}: below the dashed line the softmax is surer than it "
-        f"should be; {BINS} bins, all seeds together.",
+        "should be. It is that of the logits as they are, which LDAM and LMF multiply by their "
+        f"scale in training. {BINS} bins, all seeds together.",
         figure,
     )
