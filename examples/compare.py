@@ -23,7 +23,7 @@ from examples.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITIN
 from examples.run import STOPPED as STOPPED_STATUS
 from examples.run import one_sentence
 from examples.settings import ARCHS, LOSSES, at_least
-from examples.study import FRAMEWORKS, Study, Training, plan, remember
+from examples.study import FRAMEWORKS, Kind, Study, Training, plan, remember
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,9 +75,9 @@ class Show:
         columns = {"done": DONE, "running": RUNNING, "failed": FAILED, "left": WAITING}
         for heading in columns:
             table.add_column(heading, justify="right")
-        kinds: dict[tuple[str, ...], list[str]] = {}
+        kinds: dict[Kind, list[str]] = {}
         for t, state in tuple(execution.states.items()):
-            kinds.setdefault((t.data, t.arch, t.framework), []).append(state)
+            kinds.setdefault(t.kind, []).append(state)
         for kind, states in kinds.items():
             table.add_row(*kind, *(str(states.count(state)) for state in columns.values()))
         return table

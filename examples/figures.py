@@ -18,7 +18,7 @@ from examples.checkpoints import write_atomically
 from examples.picture import Picture, bar_styles, grid
 from examples.run import one_sentence
 from examples.settings import LOSSES
-from examples.study import Study, read
+from examples.study import Kind, Study, read
 from examples.tables import BASELINE, Results, by_kind, macro_f1
 
 SWEPT = [name for name, value in LOSSES["lmf"].items() if isinstance(value, float)]
@@ -118,18 +118,15 @@ def sweep(results: Results, option: str) -> Iterator[Picture]:
     )
 
 
-def swept(
-    results: Results, option: str
-) -> dict[tuple[tuple[str, ...], str], dict[float, list[float]]]:
+def swept(results: Results, option: str) -> dict[tuple[Kind, str], dict[float, list[float]]]:
     """Macro-F1 of each seed by the option's value, by kind and all other settings."""
-    found: dict[tuple[tuple[str, ...], str], dict[float, list[float]]] = {}
+    found: dict[tuple[Kind, str], dict[float, list[float]]] = {}
     for training, result in results.items():
         settings = training.decides() | {"epochs": result["epochs"], "seed": None}
         if settings["loss"] != "lmf":
             continue
         value = settings["loss_options"].pop(option)
-        kind = (training.data, training.arch, training.framework)
-        values = found.setdefault((kind, json.dumps(settings)), {})
+        values = found.setdefault((training.kind, json.dumps(settings)), {})
         values.setdefault(value, []).append(macro_f1(result))
     return {key: values for key, values in found.items() if len(values) > 1}
 

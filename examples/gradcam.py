@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
@@ -35,10 +36,9 @@ def pictures(study: Study) -> Iterator[Picture]:
 
     What cannot be drawn, since data or checkpoints are not here, is told in a sentence.
     """
-    trainings = {(t.data, t.arch, t.framework, t.loss, t.seed): t for t in study.trainings}
     for kind, losses in by_kind(study.results()).items():
         if kind[2] == "torch":
-            first = [trainings[*kind, loss, min(seeds)] for loss, seeds in losses.items()]
+            first = [study.training(kind, loss, min(seeds)) for loss, seeds in losses.items()]
             try:
                 yield picture(study, first)
             except (OSError, ValueError) as error:
@@ -127,7 +127,7 @@ def layer_and_classes(
     return large[-1], predicted
 
 
-def show(all_axes: Sequence, images: np.ndarray, titles: Sequence[str]) -> None:
+def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) -> None:
     """Images uint8 (N, S, S, 3), one in each of the axes."""
     for axes, image, title in zip(all_axes, images, titles, strict=True):
         axes.imshow(image)

@@ -1,6 +1,6 @@
 """Figures of a study's predictions: confusion matrices, precision–recall and reliability."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from examples.picture import Picture, grid, line_styles
-from examples.study import Study
+from examples.study import Kind, Study, Training
 from examples.tables import by_kind
 
 BINS = 10  # of confidence
@@ -21,10 +21,9 @@ BINS = 10  # of confidence
 
 def pictures(study: Study) -> Iterator[Picture]:
     """Three for each data source, architecture and framework."""
-    trainings = {(t.data, t.arch, t.framework, t.loss, t.seed): t for t in study.trainings}
     for kind, losses in by_kind(study.results()).items():
         predictions = {
-            loss: pooled(study, [trainings[*kind, loss, seed] for seed in seeds])
+            loss: pooled(study, [study.training(kind, loss, seed) for seed in seeds])
             for loss, seeds in losses.items()
         }
         names = next(iter(next(iter(losses.values())).values()))["data"]["class_names"]
@@ -33,7 +32,7 @@ def pictures(study: Study) -> Iterator[Picture]:
         yield reliability(kind, predictions)
 
 
-def pooled(study: Study, trainings: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+def pooled(study: Study, trainings: Sequence[Training]) -> tuple[np.ndarray, np.ndarray]:
     """Test labels int64 (seeds · N,) and probabilities (seeds · N, C) of all seeds together."""
     files = [np.load(study.out(training) / "predictions.npz") for training in trainings]
     labels = np.concatenate([file["labels"] for file in files])
@@ -41,7 +40,7 @@ def pooled(study: Study, trainings: list[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def confusion(
-    kind: tuple[str, ...], losses: dict[str, dict[int, dict[str, Any]]], names: list[str]
+    kind: Kind, losses: dict[str, dict[int, dict[str, Any]]], names: list[str]
 ) -> Picture:
     """Axes a loss: the share of each true class, by predicted class."""
     size = max(3.0, 0.5 * len(names))
@@ -71,7 +70,7 @@ def confusion(
 
 
 def precision_recall(
-    kind: tuple[str, ...],
+    kind: Kind,
     predictions: dict[str, tuple[np.ndarray, np.ndarray]],
     names: list[str],
 ) -> Picture:
@@ -96,9 +95,7 @@ def precision_recall(
     )
 
 
-def reliability(
-    kind: tuple[str, ...], predictions: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> Picture:
+def reliability(kind: Kind, predictions: dict[str, tuple[np.ndarray, np.ndarray]]) -> Picture:
     """Axes a loss: how often a prediction is right, over how sure it is."""
     figure, all_axes = grid(len(predictions), sharex=True, sharey=True)
     for axes, (loss, (labels, probabilities)) in zip(all_axes, predictions.items(), strict=True):

@@ -103,8 +103,7 @@ class Execution:
             return None
 
         def expected(training: Training) -> float:
-            kind = (training.data, training.arch, training.framework)
-            alike = [s for t, s in known.items() if (t.data, t.arch, t.framework) == kind]
+            alike = [s for t, s in known.items() if t.kind == training.kind]
             values = alike or list(known.values())
             return sum(values) / len(values)
 

@@ -18,6 +18,7 @@ from examples.run import refuse_other_settings
 from examples.settings import Settings, parse
 
 FRAMEWORKS = ("torch", "flax", "keras")
+Kind = tuple[str, str, str]  # data, architecture, framework
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Training:
     seed: int
     arguments: tuple[str, ...]
 
+    @property
+    def kind(self) -> Kind:
+        """What results are compared within."""
+        return self.data, self.arch, self.framework
+
     def settings(self) -> Settings:
         """What the arguments say; bad ones end the program with the trainer's own sentence."""
         return parse(self.framework, self.arguments, "")
@@ -53,6 +59,11 @@ class Study:
     folder: Path
     commands: tuple[str, ...]
     trainings: tuple[Training, ...]
+
+    def training(self, kind: Kind, loss: str, seed: int) -> Training:
+        """The one of that kind, loss and seed."""
+        wanted = (kind, loss, seed)
+        return next(t for t in self.trainings if (t.kind, t.loss, t.seed) == wanted)
 
     def out(self, training: Training) -> Path:
         """Where a training keeps its files."""

@@ -20,10 +20,10 @@ from scipy.stats import bootstrap, wilcoxon
 from examples.checkpoints import write_atomically
 from examples.report import mean_and_spread
 from examples.run import one_sentence
-from examples.study import Study, Training, read
+from examples.study import Kind, Study, Training, read
 
 BASELINE = "ce"
-KIND = ("data", "architecture", "framework")
+KIND = ("data", "architecture", "framework")  # headings of a training's kind
 Results = dict[Training, dict[str, Any]]
 
 
@@ -101,11 +101,11 @@ def tables(study: Study) -> list[Table]:
     return found
 
 
-def by_kind(results: Results) -> dict[tuple[str, ...], dict[str, dict[int, dict[str, Any]]]]:
-    """Result files by data, architecture and framework, then by loss, then by seed."""
-    found: dict[tuple[str, ...], dict[str, dict[int, dict[str, Any]]]] = {}
+def by_kind(results: Results) -> dict[Kind, dict[str, dict[int, dict[str, Any]]]]:
+    """Result files by kind, then by loss, then by seed."""
+    found: dict[Kind, dict[str, dict[int, dict[str, Any]]]] = {}
     for t, result in results.items():
-        losses = found.setdefault((t.data, t.arch, t.framework), {})
+        losses = found.setdefault(t.kind, {})
         losses.setdefault(t.loss, {})[t.seed] = result
     return found
 
@@ -177,10 +177,9 @@ def against_baseline(results: Results) -> Table:
 
 def costs(study: Study, results: Results) -> Table:
     """What a training took."""
-    seconds = {training: study.seconds(training) for training in results}
     rows = []
     for kind, losses in by_kind(results).items():
-        took = [seconds[t] for t in results if (t.data, t.arch, t.framework) == kind]
+        took = [study.seconds(training) for training in results if training.kind == kind]
         measured = [r["measured"] for seeds in losses.values() for r in seeds.values()]
         speeds = tuple(each["images_per_second"] for each in measured)
         memory = max(each["peak_memory_bytes"] for each in measured) / 2**30
@@ -203,8 +202,8 @@ def missing(study: Study, results: Results) -> Table:
     for t in study.trainings:
         if t not in results:
             begun = (study.out(t) / "checkpoints").exists()
-            kind = (t.data, t.arch, t.framework, t.loss, t.seed)
-            rows.append((*kind, "unfinished" if begun else "no checkpoint yet"))
+            state = "unfinished" if begun else "no checkpoint yet"
+            rows.append((*t.kind, t.loss, t.seed, state))
     return Table(
         "missing",
         f"Missing: {len(rows)} of {len(study.trainings)} trainings",
