@@ -20,14 +20,21 @@ BINS = 10  # of confidence
 
 
 def pictures(study: Study) -> Iterator[Picture]:
-    """Three for each data source, architecture and framework."""
+    """Three for each data source, architecture and framework.
+
+    Where the predictions are not kept, a sentence says what is left out.
+    """
     for kind, losses in by_kind(study.results()).items():
-        predictions = {
-            loss: pooled(study, [study.training(kind, loss, seed) for seed in seeds])
-            for loss, seeds in losses.items()
-        }
         names = next(iter(next(iter(losses.values())).values()))["data"]["class_names"]
         yield confusion(kind, losses, names)
+        try:
+            predictions = {
+                loss: pooled(study, [study.training(kind, loss, seed) for seed in seeds])
+                for loss, seeds in losses.items()
+            }
+        except FileNotFoundError as error:
+            print(f"Precision, recall and reliability of {', '.join(kind)} are left out: {error}")
+            continue
         yield precision_recall(kind, predictions, names)
         yield reliability(kind, predictions)
 

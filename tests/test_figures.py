@@ -111,6 +111,20 @@ def test_predictions_are_drawn_as_they_are(tmp_path):
     np.testing.assert_allclose(shares[-1], right[last].mean(), rtol=1e-12)
 
 
+def test_result_files_alone_are_enough_for_what_they_say(tmp_path, capsys):
+    planned = made_up(tmp_path, ["ce", "lmf"], seeds=2)
+    for file in tmp_path.glob("runs/*/*"):
+        if file.name != "result.json":
+            file.unlink()
+    names = {picture.name for picture in figures.pictures(planned)}
+    assert names == {"macro-f1-digits", "images-per-class-digits", "confusion-digits-small-torch"}
+    told = capsys.readouterr().out
+    missing = tmp_path / "runs" / "digits-small-torch-ce-0" / "predictions.npz"
+    for what in ("Precision, recall and reliability of digits, small, torch are", "Grad-CAM of"):
+        line = next(line for line in told.splitlines() if line.startswith(what))
+        assert "left out" in line and str(missing) in line
+
+
 # --- Grad-CAM
 
 
