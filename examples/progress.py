@@ -1,11 +1,16 @@
 """What a training shows: a bar in a terminal, a line an epoch elsewhere, TensorBoard's curves."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboard.summary import Writer  # of all writers the one that imports no framework
+from tensorboard.summary import Writer
+
+# TensorBoard's switch for writing without TensorFlow, which it would import where it is installed
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
 class Display:

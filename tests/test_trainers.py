@@ -152,6 +152,24 @@ def test_a_run_writes_events_for_tensorboard(finished):
             np.testing.assert_allclose(found[name, int(row["epoch"])], float(row[name]), rtol=1e-6)
 
 
+IMPORTED = """
+import importlib, sys
+importlib.import_module(f"examples.train_{sys.argv[1]}").main(sys.argv[2:])
+print("imported:", *({"torch", "jax", "tensorflow"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(("framework", "imported"), [("torch", "torch"), ("flax", "jax")])
+def test_a_trainer_imports_one_framework(framework, imported, tmp_path):
+    """TensorFlow would greet, and break torch.compile, which must be loaded before it."""
+    for package in (*SHARED, *NEEDS[framework]):
+        load(package)
+    arguments = [framework, *COMMON, "--epochs", "1", "--out", tmp_path / "run"]
+    done = run(framework, *arguments, code=IMPORTED)
+    assert done.stdout.splitlines()[-1] == f"imported: {imported}"
+    assert done.stderr == ""
+
+
 # --- killed, stopped, damaged
 
 # Starts a trainer that kills itself, or is asked to stop, at a moment that a signal from outside
