@@ -27,7 +27,7 @@ def load(framework: str) -> ModuleType:
             raise
         if framework in REQUIRED:
             pytest.fail(f"LMF_MULTI_REQUIRE names {framework}, which is not installed")
-        pytest.skip(f"{framework} is not installed")
+        pytest.skip(f"{framework} is not installed", allow_module_level=True)
 
 
 @cache
