@@ -23,6 +23,7 @@ from examples.run import one_sentence
 from examples.study import Kind, Study, Training, read
 
 BASELINE = "ce"
+FEWEST = 5  # seeds of which a difference is said to be one: intervals of fewer are far too narrow
 KIND = ("data", "architecture", "framework")  # headings of a training's kind
 Results = dict[Training, dict[str, Any]]
 
@@ -236,14 +237,17 @@ def p_value(gains: np.ndarray) -> float | None:
 
 
 def verdict(gains: np.ndarray) -> str:
-    """In words, which claim a difference only where the interval excludes zero.
+    """In words, which claim a difference only where the interval of enough seeds excludes zero.
 
-    >>> verdict(np.array([0.1, 0.2, 0.3])), verdict(np.array([0.1, -0.2])), verdict(np.ones(1))
-    ('better', 'no clear difference', 'one seed, perhaps by chance')
+    >>> verdict(np.array([0.1, 0.2, 0.3, 0.1, 0.2])), verdict(np.array([0.1, -0.2] * 3))
+    ('better', 'no clear difference')
+    >>> verdict(np.array([0.1, 0.2])), verdict(np.ones(1))
+    ('2 seeds, perhaps by chance', 'one seed, perhaps by chance')
     """
+    if len(gains) < FEWEST:
+        seeds = "one seed" if len(gains) == 1 else f"{len(gains)} seeds"
+        return f"{seeds}, perhaps by chance"
     low, high = interval(gains)
-    if low is None:
-        return "one seed, perhaps by chance"
     return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
 
 

@@ -74,7 +74,8 @@ def test_f1_of_each_class_comes_with_its_images_the_commonest_first(tmp_path):
         ([0.1, 0.2, 0.15, 0.12, 0.3], "better"),
         ([-0.1, -0.2, -0.15, -0.12, -0.3], "worse"),
         ([0.1, -0.2, 0.15, -0.12, 0.1], "no clear difference"),
-        ([0.0, 0.0, 0.0], "no clear difference"),
+        ([0.0] * 5, "no clear difference"),
+        ([0.1, 0.2, 0.15, 0.3], "4 seeds, perhaps by chance"),
         ([0.4], "one seed, perhaps by chance"),
     ],
 )
@@ -92,10 +93,12 @@ def test_words_claim_only_what_the_interval_does(tmp_path, gains, verdict):
         return
     low, high = float(row["from"]), float(row["to"])
     assert min(gains) - 1e-12 <= low <= np.mean(gains) <= high <= max(gains) + 1e-12
-    assert (verdict == "better") == (low > 0) and (verdict == "worse") == (high < 0)
-    all_agree = {5: 2 / 2**5, 3: 1.0}  # exact: 2 of the signs' 2^n patterns; nothing differs
-    if verdict in ("better", "worse") or not any(gains):
-        np.testing.assert_allclose(float(row["p"]), all_agree[len(gains)], rtol=1e-12)
+    if len(gains) >= 5:
+        assert (verdict == "better") == (low > 0) and (verdict == "worse") == (high < 0)
+    if low > 0 or high < 0:  # all agree: exact, 2 of the signs' 2^n patterns
+        np.testing.assert_allclose(float(row["p"]), 2 / 2 ** len(gains), rtol=1e-12)
+    if not any(gains):
+        assert float(row["p"]) == 1
 
 
 def test_the_interval_of_many_differences_is_students():
