@@ -1,8 +1,13 @@
-"""Train an image classifier on imbalanced data with Keras, on TensorFlow, JAX or PyTorch.
+r"""Train an image classifier on imbalanced data with Keras, on TensorFlow, JAX or PyTorch.
 
     python -m examples.train_keras
-    python -m examples.train_keras --data HAM10000 --image-size 64 --epochs 30 --loss lmf
+    python -m examples.train_keras --data HAM10000 --image-size 64 --learning-rate 1e-3 \
+        --epochs 30 --decay-epochs 10
     KERAS_BACKEND=jax python -m examples.train_keras --data HAM10000 --arch resnet50 --bf16
+
+The second, for 6,308 training images of HAM10000, took 4 to 14 minutes in a thread of an Intel Xeon
+that other work shared (November 2026): test macro-F1 0.593 and 0.561 for seeds 0 and 1; with
+``--loss ce`` 0.601 and 0.541. On a GPU or TPU: not measured.
 
 TensorFlow is the backend unless KERAS_BACKEND is another. All GPUs or TPU cores of the machine
 share each batch, on TensorFlow and JAX. ``model.keras`` in the best epoch's folder of checkpoints
