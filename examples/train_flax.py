@@ -6,7 +6,7 @@ r"""Train an image classifier on imbalanced data with Flax: a CPU, a TPU or GPUs
     python -m examples.train_flax --data HAM10000 --arch resnet50 --bf16 --distributed
     python -m examples.train_flax --data HAM10000 --arch resnet50 --bf16 --aot v5e:2x4
 
-The second, for 6,308 training images of HAM10000, took 7 to 13 minutes in a thread of an Intel Xeon
+The second, for 6,308 training images of HAM10000, took 7 to 13 minutes in a thread of an AMD EPYC
 that other work shared (November 2026): test macro-F1 0.550 and 0.514 for seeds 0 and 1; with
 ``--loss ce`` 0.527 and 0.549. On a GPU or TPU: not measured.
 
