@@ -46,8 +46,11 @@ def claim(settings: Settings) -> bool:
 
     Raises:
         FileExistsError: the folder holds a run, which is not written over.
+        NotADirectoryError: it is a file.
     """
     out = settings.out
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, got the file {out}; choose another")
     result = out / "result.json"
     if not settings.resume:
         if result.exists() or (out / "checkpoints").exists():
@@ -153,7 +156,8 @@ class Run:
 
     def __enter__(self) -> Self:
         settings, done = self.settings, self.epoch * self.steps + self.step
-        settings.out.mkdir(parents=True, exist_ok=True)
+        with one_sentence():
+            settings.out.mkdir(parents=True, exist_ok=True)
         self._display = Display(
             settings.out / "tensorboard", settings.epochs, self.steps, done, self.rank == 0
         )

@@ -508,3 +508,15 @@ def test_a_wish_that_cannot_be_met_is_one_sentence(flags, sentence, capsys, tmp_
     message = str(stopped.value)
     assert message.startswith("error: ") and sentence in message and "\n" not in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(below, tmp_path):
+    trainer = load("examples.train_torch")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit) as stopped:
+        trainer.main(["--epochs", "1", "--out", f"{tmp_path / 'file'}{below}"])
+    message = str(stopped.value)
+    assert message.startswith("error: ") and str(tmp_path / "file") in message
+    assert "\n" not in message
+    assert (tmp_path / "file").read_text() == "precious"
