@@ -1,10 +1,16 @@
 """Where the networks of a study look: Grad-CAM on test images, side by side for each loss.
 
-The maps are of pytorch-grad-cam (Gildenblat et al.), so they are those of the PyTorch trainings.
+The maps are of pytorch-grad-cam (Gildenblat et al.). Flax's networks have the logits of PyTorch's
+of the same weights, so theirs are drawn by these; Keras' are run on Keras' PyTorch backend.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +37,27 @@ LAYERS = {
 }
 
 
-def pictures(study: Study) -> Iterator[Picture]:
-    """One for each data source and architecture, of the first seed that each loss has.
+@dataclass(frozen=True)
+class Network:
+    """A trained network on the CPU, in evaluation: pixels uint8 (N, S, S, 3) to logits (N, C)."""
 
-    What cannot be drawn, since data or checkpoints are not here, is told in a sentence.
+    model: nn.Module  # of what its first layers take, channels first
+    prepare: Callable[[Tensor], Tensor]  # makes that of pixels
+    layer: nn.Module  # whose output (N, channels, height, width) the map is of
+
+
+def pictures(study: Study) -> Iterator[Picture]:
+    """One for each data source, architecture and framework, of the first seed of each loss.
+
+    What cannot be drawn, since data, checkpoints or a framework are not here, is told in a
+    sentence.
     """
     for kind, losses in by_kind(study.results()).items():
-        if kind[2] == "torch":
-            first = [study.training(kind, loss, min(seeds)) for loss, seeds in losses.items()]
-            try:
-                yield picture(study, first)
-            except (OSError, ValueError) as error:
-                print(f"Grad-CAM of {', '.join(kind)} is left out: {error}")
+        first = [study.training(kind, loss, min(seeds)) for loss, seeds in losses.items()]
+        try:
+            yield picture(study, first)
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            print(f"Grad-CAM of {', '.join(kind)} is left out: {error}")
 
 
 def picture(study: Study, trainings: Sequence[Training]) -> Picture:
@@ -50,10 +65,11 @@ def picture(study: Study, trainings: Sequence[Training]) -> Picture:
 
     Raises:
         FileNotFoundError: the data or a checkpoint are not here.
+        ModuleNotFoundError: the framework is not here.
         ValueError: the data are not those of the study.
     """
     test = load_data(trainings[0].settings(), visible=False).test
-    check_same_images(study, trainings, test.ids)
+    predictions = [predicted(study, training, test.ids) for training in trainings]
     result = study.result(trainings[0])
     names, counts = result["data"]["class_names"], np.array(result["data"]["class_counts"])
     classes = [c for c in np.argsort(-counts, kind="stable") if c in test.labels][:IMAGES]
@@ -62,69 +78,40 @@ def picture(study: Study, trainings: Sequence[Training]) -> Picture:
     columns = 1 + len(trainings)
     figure, all_axes = grid(columns * len(rows), 1.6, 1.8, columns=columns)
     show(all_axes[::columns], images, [f"true: {names[c]}" for c in classes])
-    for column, training in enumerate(trainings, 1):
+    for column, (training, found) in enumerate(zip(trainings, predictions, strict=True), 1):
         axes = all_axes[column::columns]
-        maps, predicted = grad_cam(load(study, training), training.arch, images)
+        maps = grad_cam(load(study, training, images.shape[1]), images, found[rows])
         lit = images * (0.2 + 0.8 * maps[..., None])
-        show(axes, lit.astype(np.uint8), [names[p] for p in predicted])
+        show(axes, lit.astype(np.uint8), [names[c] for c in found[rows]])
         for ax, heat in zip(axes, maps, strict=True):
             ax.contour(heat, [0.5], colors="black", linewidths=2)
             ax.contour(heat, [0.5], colors="white", linewidths=0.8)
         axes[0].set_title(f"{training.loss}\n{axes[0].get_title()}", fontsize="small")
-    kind = f"{trainings[0].data}-{trainings[0].arch}"
+    kind = trainings[0].kind
     return Picture(
-        f"grad-cam-{kind}",
-        f"Grad-CAM of the predicted class, {kind}, PyTorch: bright, and within the line "
+        f"grad-cam-{'-'.join(kind)}",
+        f"Grad-CAM of the predicted class, {', '.join(kind)}: bright, and within the line "
         "of half the map's height, is where the network looked; above each map what it predicted.",
         figure,
     )
 
 
-def check_same_images(study: Study, trainings: Sequence[Training], ids: np.ndarray) -> None:
-    """Refuse data that have changed since."""
-    for training in trainings:
-        tested = np.load(study.out(training) / "predictions.npz")["ids"]
-        if not np.array_equal(tested, ids):
+def predicted(study: Study, training: Training, ids: np.ndarray) -> np.ndarray:
+    """The class int64 (N,) of each test image; data that have changed since are refused."""
+    with np.load(study.out(training) / "predictions.npz") as file:
+        if not np.array_equal(file["ids"], ids):
             raise ValueError(
                 f"the test images must be those that {training.name} predicted, "
                 "but the data have changed since"
             )
+        return file["logits"].argmax(1)
 
 
-def load(study: Study, training: Training) -> nn.Module:
-    """The network of the best epoch, on the CPU."""
-    result, settings = study.result(training), training.settings()
-    checkpoints = Checkpoints(study.out(training) / "checkpoints", print)
-    file: Path = checkpoints.of_epoch(result["best_validation"]["epoch"]) / "checkpoint.pt"
-    classes = len(result["data"]["class_names"])
-    return models_torch.build(training.arch, classes, head=settings.head, weights=file).eval()
-
-
-def grad_cam(model: nn.Module, arch: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps float32 (N, S, S) from 0 to 1 of images uint8 (N, S, S, 3), and the classes (N,)."""
-    pixels = models_torch.normalize(torch.from_numpy(images))
-    layer, predicted = layer_and_classes(model, LAYERS[arch], pixels)
-    targets = [ClassifierOutputTarget(c) for c in predicted]
-    with GradCAM(model, [layer]) as cam:
-        return cam(pixels, targets), predicted
-
-
-@torch.no_grad()
-def layer_and_classes(
-    model: nn.Module, names: Sequence[str], pixels: Tensor
-) -> tuple[nn.Module, np.ndarray]:
-    """The deepest of the layers whose output is no mere point, and the predicted classes (N,)."""
-    large: list[nn.Module] = []
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if min(output.shape[2:]) >= FEWEST_PIXELS:
-            large.append(layer)  # in the order of the pass, so the deepest comes last
-
-    hooks = [model.get_submodule(name).register_forward_hook(look) for name in names]
-    predicted = model(pixels).argmax(1).numpy()
-    for hook in hooks:
-        hook.remove()
-    return large[-1], predicted
+def grad_cam(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Maps float32 (N, S, S), from 0 to 1, for classes (N,) of images uint8 (N, S, S, 3)."""
+    targets = [ClassifierOutputTarget(c) for c in classes]
+    with GradCAM(network.model, [network.layer]) as cam:
+        return cam(network.prepare(torch.from_numpy(images)), targets)
 
 
 def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) -> None:
@@ -133,3 +120,121 @@ def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) ->
         axes.imshow(image)
         axes.set_title(title, fontsize="small")
         axes.set_axis_off()
+
+
+# --- the networks of three frameworks
+
+
+def load(study: Study, training: Training, image_size: int) -> Network:
+    """The network of the best epoch."""
+    result = study.result(training)
+    checkpoints = Checkpoints(study.out(training) / "checkpoints", print)
+    folder = checkpoints.of_epoch(result["best_validation"]["epoch"])
+    if not folder.exists():
+        raise FileNotFoundError(f"the checkpoint {folder} is not there")
+    if training.framework == "keras":
+        return keras_network(folder / "model.keras")
+    build = {"arch": training.arch, "num_classes": len(result["data"]["class_names"])}
+    build["head"] = training.settings().head
+    if training.framework == "torch":
+        model = models_torch.build(**build, weights=folder / "checkpoint.pt")
+    else:
+        model = models_torch.build(**build)
+        model.load_state_dict(flax_weights(folder / "state"), strict=False)
+    return torch_network(model, training.arch, image_size)
+
+
+def torch_network(model: nn.Module, arch: str, image_size: int) -> Network:
+    """A network of `models_torch`."""
+    pixels = torch.zeros(1, image_size, image_size, 3)
+    layer = deepest(model.eval(), LAYERS[arch], models_torch.normalize(pixels))
+    return Network(model, models_torch.normalize, layer)
+
+
+@torch.no_grad()
+def deepest(model: nn.Module, names: Sequence[str], example: Tensor) -> nn.Module:
+    """The deepest of the layers whose output is no mere point."""
+    large: list[nn.Module] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if min(output.shape[2:]) >= FEWEST_PIXELS:
+            large.append(layer)  # in the order of the pass, so the deepest comes last
+
+    hooks = [model.get_submodule(name).register_forward_hook(look) for name in names]
+    model(example)
+    for hook in hooks:
+        hook.remove()
+    return large[-1]
+
+
+def flax_weights(folder: Path) -> dict[str, Tensor]:
+    """What Orbax has written of a Flax network, as the state dict of PyTorch's."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # reading a file needs no accelerator
+    import jax
+    import orbax.checkpoint as ocp
+
+    from examples import models_flax
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(folder.absolute())["model"]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # an nnx.Variable is written as a dict of its value
+    variables = ((tuple(key.key for key in path[:-1]), array) for path, array in leaves)
+    return {
+        name: torch.tensor(array) for name, array in models_flax.as_torchvision(variables).items()
+    }
+
+
+def keras_network(file: Path) -> Network:
+    """A saved Keras model, of whichever backend, on PyTorch's.
+
+    Raises:
+        ValueError: Keras was imported before, on another backend.
+    """
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "torch"  # which it reads when it is imported
+    import keras
+
+    import lmf_multi.keras  # noqa: F401 - so that Keras knows CosineLinear
+
+    if keras.backend.backend() != "torch":
+        raise ValueError(
+            "maps of Keras' networks need Keras on PyTorch, but it was imported on "
+            f"{keras.backend.backend()} before"
+        )
+    with keras.device("cpu"):
+        model = keras.saving.load_model(file, compile=False)
+    network = halves(model).eval()
+    return Network(network, channels_first, network[0])
+
+
+def halves(model: Any) -> nn.Sequential:
+    """A Keras model on PyTorch in two parts, of which the first ends as `deepest` has it.
+
+    It ends where nothing leads past it, which Keras finds out: elsewhere it can make no second.
+    """
+    for layer in reversed(model.layers):
+        x = layer.output
+        if len(x.shape) == 4 and min(x.shape[1:3]) >= FEWEST_PIXELS:
+            with suppress(ValueError):
+                second = type(model)(x, model.output)
+                return nn.Sequential(KerasPart(type(model)(model.input, x)), KerasPart(second))
+    raise ValueError(f"maps need {FEWEST_PIXELS} pixels a side, which no layer's output has")
+
+
+class KerasPart(nn.Module):
+    """Has its channels first outside, as Grad-CAM has them."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) to the same of other sizes, or to logits (N, C)."""
+        y = self.part(x.permute(0, 2, 3, 1), training=False)
+        return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """Pixels uint8 (N, S, S, 3) to float32 (N, 3, S, S)."""
+    return pixels.permute(0, 3, 1, 2).float()

@@ -1,6 +1,6 @@
 """The Flax NNX models, which take PyTorch's weights: the same names give the same logits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,15 @@ def load_torchvision(model: nnx.Module, state_dict: Mapping[str, Any]) -> None:
             variables[name][...] = jnp.array(array, variables[name].dtype, copy=True)
 
 
+def as_torchvision(variables: Iterable[tuple[tuple[Any, ...], Any]]) -> dict[str, np.ndarray]:
+    """The state dict, in NumPy, that `load_torchvision` would make these variables of.
+
+    Args:
+        variables: paths and arrays of parameters and running statistics.
+    """
+    return {torch_name(path): to_torch(np.asarray(array)) for path, array in variables}
+
+
 def torch_name(path: tuple[Any, ...]) -> str:
     """The name in PyTorch of the variable at a path, where nnx.Sequential has ``layers``."""
     *modules, leaf = (str(part) for part in path if part != "layers")
@@ -124,6 +133,11 @@ def torch_name(path: tuple[Any, ...]) -> str:
 def to_flax(array: np.ndarray) -> np.ndarray:
     """A convolution's (out, in, height, width) to (height, width, in, out), a matrix transposed."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """The way back."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def normalize(images: Array) -> Array:

@@ -291,16 +291,17 @@ def test_the_table_counts_and_estimates(out):
 
 
 def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
-    """Through the PyTorch trainer, on digits, as users start it."""
-    for package in ("torch", "torchvision", "pytorch_grad_cam"):
+    """Through the three trainers, on digits, as users start it."""
+    for package in ("torch", "torchvision", "pytorch_grad_cam", "flax", "orbax", "keras"):
         load(package)
     command = [sys.executable, "-m", "examples.compare", "--losses", "ce,lmf:scale=5"]
-    command += ["--seeds", "2", "--epochs", "1", "--learning-rate", "1e-3", "--out"]
+    command += ["--frameworks", "torch,flax,keras", "--seeds", "1"]
+    command += ["--epochs", "1", "--learning-rate", "1e-3", "--out"]
     done = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 of 4 trainings are done." in done.stdout
+    assert "6 of 6 trainings are done." in done.stdout
     found = study.read(tmp_path).results()
-    assert [t.loss for t in found] == 2 * ["ce", "lmf:scale=5"]
+    assert [t.loss for t in found] == 3 * ["ce", "lmf:scale=5"]
     for training, result in found.items():
         assert result["loss"]["name"] == training.loss.partition(":")[0]
         assert result["loss"].get("scale") == (5 if "scale" in training.loss else None)
@@ -308,4 +309,6 @@ def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
         assert study.read(tmp_path).seconds(training) > 0
     assert f"All of it is in {tmp_path / 'report.html'}" in done.stdout
     assert "left out" not in done.stdout
-    assert (tmp_path / "figures" / "grad-cam-digits-small.png").stat().st_size > 10_000
+    for framework in study.FRAMEWORKS:
+        file = tmp_path / "figures" / f"grad-cam-digits-small-{framework}.png"
+        assert file.stat().st_size > 10_000

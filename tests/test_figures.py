@@ -1,11 +1,14 @@
 """The figures of a study: what is drawn is what the result files say, in shades of grey."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from tests.frameworks import load
+from tests.frameworks import KERAS_BACKEND, load
+from tests.networks import PIXELS, assert_same, models_of, predict
 
 for package in ("matplotlib", "sklearn", "rich", "tensorboard"):
     load(package)
@@ -44,11 +47,12 @@ def test_every_figure_is_written_and_readable_in_grey(tmp_path, capsys):
         assert len(np.unique(pixels)) > 10  # there is something to see
         np.testing.assert_array_equal(pixels.min(2), pixels.max(2))
     told = capsys.readouterr().out
-    assert (
-        "Grad-CAM of digits, small, torch is left out: the test images must be those that "
-        "digits-small-torch-ce-0 predicted, but the data have changed since" in told
-    )
-    assert "Grad-CAM of other, small, torch is left out: data must be digits," in told
+    for framework in ("flax", "torch") if importlib.util.find_spec("torch") else ():
+        assert (
+            f"Grad-CAM of digits, small, {framework} is left out: the test images must be those "
+            f"that digits-small-{framework}-ce-0 predicted, but the data have changed since" in told
+        )
+        assert f"Grad-CAM of other, small, {framework} is left out: data must be digits," in told
 
 
 def test_bars_are_means_over_seeds_with_their_deviation(tmp_path):
@@ -155,8 +159,8 @@ def test_maps_are_bright_where_the_evidence_is(gradcam):
     images[0, 2:5, 6:9, 0] = 255
     images[1, 9:, :3, 0] = 255
     images[..., 2] = 128
-    maps, predicted = gradcam.grad_cam(network, "small", images)
-    np.testing.assert_array_equal(predicted, [1, 1])
+    network = gradcam.torch_network(network, "small", 12)
+    maps = gradcam.grad_cam(network, images, np.array([1, 1]))
     np.testing.assert_allclose(maps, images[..., 0] / 255, atol=0.05)
 
 
@@ -172,8 +176,60 @@ def test_maps_are_bright_where_the_evidence_is(gradcam):
     ],
 )
 def test_maps_have_pixels_at_any_size(gradcam, arch, pixels, layer):
-    torch, models = load("torch"), load("examples.models_torch")
-    model = models.build(arch, 3).eval()
-    images = torch.zeros(1, 3, pixels, pixels)
-    found, _ = gradcam.layer_and_classes(model, gradcam.LAYERS[arch], images)
-    assert found is model.get_submodule(layer)
+    model = load("examples.models_torch").build(arch, 3)
+    assert gradcam.torch_network(model, arch, pixels).layer is model.get_submodule(layer)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_flax_networks_are_drawn_by_pytorch_with_their_logits(gradcam, head, tmp_path):
+    models, train_flax = models_of("flax"), load("examples.train_flax")
+    nnx, models_torch = load("flax.nnx"), load("examples.models_torch")
+    model = models.build("small", 3, head=head, rngs=nnx.Rngs(0))
+    logits = model(models.normalize(PIXELS))  # in training: the running statistics change
+    train_flax.save(nnx.state({"model": model}), tmp_path)
+    model.eval()
+    logits = model(models.normalize(PIXELS))
+    twin = models_torch.build("small", 3, head=head)
+    twin.load_state_dict(gradcam.flax_weights(tmp_path / "state"), strict=False)
+    network = gradcam.torch_network(twin, "small", PIXELS.shape[1])
+    assert_same(logits_of(network), logits, "float32")
+
+
+KERAS_LAYERS = [
+    ("small", 64, "re_lu", 4),
+    ("small", 28, "re_lu", 3),
+    ("resnet50", 64, "conv4_block6_out", 4),
+    ("efficientnet_v2_s", 64, "block6a_expand_activation", 4),
+    ("densenet121", 64, "pool4_conv", 4),
+    ("densenet121", 96, "relu", 3),
+]
+
+
+@pytest.mark.parametrize(("arch", "pixels", "layer", "side"), KERAS_LAYERS)
+def test_keras_networks_are_drawn_on_pytorch(gradcam, arch, pixels, layer, side, tmp_path):
+    models = models_of("keras")
+    if KERAS_BACKEND != "torch":
+        pytest.skip(f"Keras is on {KERAS_BACKEND}")
+    model = models.build(arch, 3, pixels, head="cosine")
+    model.save(tmp_path / "model.keras")
+    network = gradcam.keras_network(tmp_path / "model.keras")
+    images = np.resize(PIXELS, (2, pixels, pixels, 3))
+    assert_same(logits_of(network, images), predict(model, images), "float32")
+    last = network.layer.part.layers[-1]
+    assert last.name.startswith(layer) and last.output.shape[1:3] == (side, side)
+    maps = gradcam.grad_cam(network, images, np.array([0, 2]))
+    assert maps.shape == images.shape[:3] and maps.max() > 0.9
+
+
+def test_keras_on_another_backend_is_one_sentence(gradcam, tmp_path):
+    load("keras")
+    if KERAS_BACKEND == "torch":
+        pytest.skip("Keras is on PyTorch")
+    with pytest.raises(ValueError, match=f"but it was imported on {KERAS_BACKEND} before"):
+        gradcam.keras_network(tmp_path / "model.keras")
+
+
+def logits_of(network, images=PIXELS):
+    """Of images (N, S, S, 3), in NumPy."""
+    torch = load("torch")
+    return network.model(network.prepare(torch.from_numpy(images))).detach()

@@ -23,11 +23,7 @@ def build(request):
 
     def state_dict(model):
         flat = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-        # back from Flax's layout: the reversal undoes itself for matrices
-        back = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-        return {
-            models_flax.torch_name(path): np.transpose(v[...], back[v.ndim]) for path, v in flat
-        }
+        return models_flax.as_torchvision((path, variable[...]) for path, variable in flat)
 
     return partial(models_flax.build, rngs=nnx.Rngs(1)), state_dict
 
