@@ -17,6 +17,10 @@ from examples.study import Kind, Study, Training
 from examples.tables import by_kind
 
 BINS = 10  # of confidence
+SOFTMAX = (
+    "Probabilities are the softmax of the logits as they are, which LDAM multiplies by its scale "
+    "in training: at scale 30 they are too even, and order images otherwise than the scaled ones."
+)
 
 
 def pictures(study: Study) -> Iterator[Picture]:
@@ -97,7 +101,7 @@ def precision_recall(
     return Picture(
         f"precision-recall-{'-'.join(kind)}",
         f"Precision and recall of each class, {', '.join(kind)}, with average precision; the "
-        "test predictions of all seeds together.",
+        f"test predictions of all seeds together. {SOFTMAX}",
         figure,
     )
 
@@ -116,7 +120,6 @@ def reliability(kind: Kind, predictions: dict[str, tuple[np.ndarray, np.ndarray]
     return Picture(
         f"reliability-{'-'.join(kind)}",
         f"Reliability, {', '.join(kind)}: below the dashed line the softmax is surer than it "
-        "should be. It is that of the logits as they are, which LDAM and LMF multiply by their "
-        f"scale in training. {BINS} bins, all seeds together.",
+        f"should be. {BINS} bins, all seeds together. {SOFTMAX}",
         figure,
     )

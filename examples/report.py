@@ -26,11 +26,13 @@ class Run:
 def mean_and_spread(values: Sequence[float]) -> str:
     """Mean, and sample standard deviation where there is more than one value.
 
-    >>> mean_and_spread([0.5, 0.7])
-    '0.600 ± 0.141'
+    >>> mean_and_spread([0.5, 0.7]), mean_and_spread([1000, 1200])
+    ('0.600 ± 0.141', '1100 ± 141')
     """
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+    mean = np.mean(values)
+    digits = 3 if abs(mean) < 100 else 0
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 def table(runs: Sequence[Run]) -> Table:
