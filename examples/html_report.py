@@ -48,26 +48,30 @@ def write(study: Study) -> Path:
 
 
 def summary(found: Sequence[Table]) -> Iterator[str]:
-    """What the differences from cross-entropy say, a sentence each."""
-    named = {table.name: table for table in found}
-    if "missing" in named:
-        yield f"<p><strong>{escape(named['missing'].title)}</strong>, listed below.</p>"
-    if "against-ce" in named:
-        lines = (f"<li>{escape(sentence(row))}</li>" for row in named["against-ce"].rows)
+    """What is missing, and what the rest says."""
+    for each in found:
+        if each.name == "missing":
+            yield f"<p><strong>{escape(each.title)}</strong>, listed below.</p>"
+    if lines := [f"<li>{escape(line)}</li>" for line in sentences(found)]:
         yield f"<h2>What it says</h2><ul>{''.join(lines)}</ul>"
+
+
+def sentences(found: Sequence[Table]) -> list[str]:
+    """What the differences from cross-entropy say, one for each."""
+    return [sentence(row) for each in found if each.name == "against-ce" for row in each.rows]
 
 
 def sentence(row: Sequence[Any]) -> str:
     """A row of the table of differences in words.
 
-    >>> sentence(("digits", "small", "torch", "lmf", 5, 0.1, 0.05, 0.15, 0.0625, "better"))
-    'digits, small, torch: lmf better (+0.100, 95 % interval +0.050 to +0.150, p 0.062; 5 seeds)'
+    >>> sentence(("digits", "small", "torch", "lmf", 5, 0.1, 0.05, 0.15, 0.06, "better"))[:61]
+    'digits, small, torch: lmf against ce: better (+0.100, 95 % in'
     """
     *kind, loss, seeds, gain, low, high, p, verdict = row
     numbers = f"{gain:+.3f}"
     if low is not None:
         numbers += f", 95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}; {seeds} seeds"
-    return f"{', '.join(kind)}: {loss} {verdict} ({numbers})"
+    return f"{', '.join(kind)}: {loss} against {tables.BASELINE}: {verdict} ({numbers})"
 
 
 def table(found: Table) -> str:

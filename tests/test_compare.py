@@ -307,6 +307,10 @@ def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
         assert result["loss"].get("scale") == (5 if "scale" in training.loss else None)
         assert (result["seed"], result["epochs"]) == (training.seed, 1)
         assert study.read(tmp_path).seconds(training) > 0
+    for framework in study.FRAMEWORKS:
+        assert (
+            f"digits, small, {framework}: lmf:scale=5 against ce: one seed, perhaps" in done.stdout
+        )
     assert f"All of it is in {tmp_path / 'report.html'}" in done.stdout
     assert "left out" not in done.stdout
     for framework in study.FRAMEWORKS:

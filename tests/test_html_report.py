@@ -59,8 +59,8 @@ def test_the_page_says_what_the_tables_say_and_how_to_repeat_it(folder):
     page = (folder / "report.html").read_text()
     assert "<title>Losses compared: a&amp;b</title>" in page
     chance = "3 seeds, perhaps by chance"
-    assert f"a&amp;b, small, flax: lmf {chance} (+0.200, 95 % interval +0.1" in page
-    assert f"a&amp;b, small, flax: lmf:scale=5 {chance} (-0.450, 95 % interval" in page
+    assert f"a&amp;b, small, flax: lmf against ce: {chance} (+0.200, 95 % interval +0.1" in page
+    assert f"a&amp;b, small, flax: lmf:scale=5 against ce: {chance} (-0.450, 95 % interval" in page
     assert "<strong>Missing: 1 of 10 trainings</strong>" in page
     assert "<pre>python -m examples.compare\na second command</pre>" in page
     assert "Hardware: a made-up CPU, 2 cores<" in page
