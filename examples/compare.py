@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from examples import html_report, tables
+from examples import html_report
 from examples.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
 from examples.run import STOPPED as STOPPED_STATUS
 from examples.run import one_sentence
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shards > 1:
         print(f"python -m examples.html_report {args.out} writes the report when all are done.")
     elif status != STOPPED_STATUS and study.results():
-        report = html_report.write(study)
-        for sentence in html_report.sentences(tables.tables(study)):
-            print(sentence)
-        print(f"All of it is in {report}")
+        html_report.tell(study)
     return status
 
 

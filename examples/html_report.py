@@ -24,6 +24,18 @@ from examples.tables import Table
 PAGE = Path(__file__).with_name("report_page.html")
 
 
+def tell(study: Study) -> None:
+    """Print what the study says, and where the page is that is written now.
+
+    Raises:
+        ValueError: there is no result yet.
+    """
+    page = write(study)
+    for line in sentences(tables.tables(study)):
+        print(line)
+    print(f"All of it is in {page}")
+
+
 def write(study: Study) -> Path:
     """The page, and beside it the tables' and the figures' own files.
 
@@ -117,14 +129,14 @@ def listed(words: Iterable[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report, and print where it is."""
+    """Write the report, and print what it says and where it is."""
     parser = argparse.ArgumentParser(
         "python -m examples.html_report", description="A study as one page."
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of examples.compare")
     args = parser.parse_args(argv)
     with one_sentence():
-        print(write(read(args.folder)))
+        tell(read(args.folder))
     return 0
 
 

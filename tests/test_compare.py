@@ -59,12 +59,10 @@ def out(tmp_path, monkeypatch):
         lambda training, threads: [sys.executable, "-c", TRAINER, *training.arguments],
     )
 
-    def write_report(planned):  # of results that have no scores
-        file = planned.folder / "report.html"
-        file.touch()
-        return file
+    def tell(planned):  # of results that have no scores
+        (planned.folder / "report.html").touch()
 
-    monkeypatch.setattr(compare.html_report, "write", write_report)
+    monkeypatch.setattr(compare.html_report, "tell", tell)
     return tmp_path / "study"
 
 
@@ -170,7 +168,7 @@ def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, capsys):
     assert "    error: no luck today" in told
     assert f"failed: digits-small-torch-focal-0, see {log}" in told
     assert "4 of 6 trainings are done." in told
-    assert f"All of it is in {out / 'report.html'}" in told
+    assert (out / "report.html").exists()
     assert log.read_text() == "error: no luck today\n"
 
 
