@@ -237,5 +237,7 @@ def load(folder: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
 if __name__ == "__main__":
     status = main()
     if dist.is_initialized():
+        # a thread of gloo may hold the last tensors a moment longer, and aborts where Python ends
+        dist.barrier()
         dist.destroy_process_group()
     sys.exit(status)

@@ -412,6 +412,8 @@ for name in ("ce", "bwcce", "focal", "ldam", "lmf"):
     loss = criterion(logits, torch.from_numpy(batch["labels"][rank::2]))
     loss.backward()
     np.savez(f"{sys.argv[1]}-{name}-{rank}.npz", loss=loss.item(), gradient=logits.grad)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
