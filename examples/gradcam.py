@@ -140,7 +140,7 @@ def load(study: Study, training: Training, image_size: int) -> Network:
         model = models_torch.build(**build, weights=folder / "checkpoint.pt")
     else:
         model = models_torch.build(**build)
-        model.load_state_dict(flax_weights(folder / "state"), strict=False)
+        load_flax(model, folder / "state")
     return torch_network(model, training.arch, image_size)
 
 
@@ -167,8 +167,8 @@ def deepest(model: nn.Module, names: Sequence[str], example: Tensor) -> nn.Modul
     return large[-1]
 
 
-def flax_weights(folder: Path) -> dict[str, Tensor]:
-    """What Orbax has written of a Flax network, as the state dict of PyTorch's."""
+def load_flax(model: nn.Module, folder: Path) -> None:
+    """Give a network of `models_torch` what Orbax has written of the Flax network of that name."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # reading a file needs no accelerator
     import jax
     import orbax.checkpoint as ocp
@@ -180,9 +180,10 @@ def flax_weights(folder: Path) -> dict[str, Tensor]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     # an nnx.Variable is written as a dict of its value
     variables = ((tuple(key.key for key in path[:-1]), array) for path, array in leaves)
-    return {
-        name: torch.tensor(array) for name, array in models_flax.as_torchvision(variables).items()
-    }
+    weights = {k: torch.tensor(v) for k, v in models_flax.as_torchvision(variables).items()}
+    # which Flax does not count
+    tracked = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    model.load_state_dict(tracked | weights)
 
 
 def keras_network(file: Path) -> Network:
@@ -231,7 +232,7 @@ class KerasPart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to the same of other sizes, or to logits (N, C)."""
-        y = self.part(x.permute(0, 2, 3, 1), training=False)
+        y = self.part(x.permute(0, 2, 3, 1), training=False).float()  # NumPy has no bfloat16
         return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
 
 

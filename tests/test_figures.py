@@ -190,7 +190,7 @@ def test_flax_networks_are_drawn_by_pytorch_with_their_logits(gradcam, head, tmp
     model.eval()
     logits = model(models.normalize(PIXELS))
     twin = models_torch.build("small", 3, head=head)
-    twin.load_state_dict(gradcam.flax_weights(tmp_path / "state"), strict=False)
+    gradcam.load_flax(twin, tmp_path / "state")
     network = gradcam.torch_network(twin, "small", PIXELS.shape[1])
     assert_same(logits_of(network), logits, "float32")
 
@@ -219,6 +219,20 @@ def test_keras_networks_are_drawn_on_pytorch(gradcam, arch, pixels, layer, side,
     assert last.name.startswith(layer) and last.output.shape[1:3] == (side, side)
     maps = gradcam.grad_cam(network, images, np.array([0, 2]))
     assert maps.shape == images.shape[:3] and maps.max() > 0.9
+
+
+def test_keras_networks_in_bfloat16_are_drawn(gradcam, tmp_path):
+    models, keras = models_of("keras"), load("keras")
+    if KERAS_BACKEND != "torch":
+        pytest.skip(f"Keras is on {KERAS_BACKEND}")
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        models.build("small", 3, 64).save(tmp_path / "model.keras")
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+    network = gradcam.keras_network(tmp_path / "model.keras")
+    assert gradcam.grad_cam(network, PIXELS, np.array([0, 2])).max() > 0.9
 
 
 def test_keras_on_another_backend_is_one_sentence(gradcam, tmp_path):
