@@ -39,6 +39,12 @@ def in_words(gain, low, high):
     return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def change(loss, base, name="macro_f1"):
+    """What a score of the test images differs by, its interval in words, and the verdict."""
+    gains = of(loss, lambda r: r["test"][name]) - of(base, lambda r: r["test"][name])
+    return in_words(gains.mean(), *tables.interval(gains)), tables.verdict(gains)
+
+
 def validation(loss, first, last):
     """Mean macro-F1 on the validation images over epochs from first to last, and over seeds."""
     values = []
@@ -100,11 +106,26 @@ def test_how_sure_they_are():
     assert sentence in PROSE, sentence
 
 
-def test_lmf_against_focal_alone():
-    gains = of("lmf:scale=1", tables.macro_f1) - of("focal", tables.macro_f1)
-    assert tables.verdict(gains) == "no clear difference"
-    words = in_words(gains.mean(), *tables.interval(gains))
-    assert f"minus focal's is {words}" in PROSE, words
+@pytest.mark.parametrize(
+    ("sentence", "loss", "base", "score", "verdict"),
+    [
+        ("balanced accuracy changes by {}", "lmf", "ce", "balanced_accuracy", "better"),
+        ("accuracy by {}", "lmf", "ce", "accuracy", "worse"),
+        ("balanced accuracy too, by {}", "lmf:scale=1", "ce", "balanced_accuracy", "better"),
+        ("about the same, {}", "lmf:scale=1", "ce", "accuracy", "no clear difference"),
+        ("minus focal's is {}", "lmf:scale=1", "focal", "macro_f1", "no clear difference"),
+    ],
+)
+def test_what_is_said_of_other_differences(sentence, loss, base, score, verdict):
+    words, found = change(loss, base, score)
+    assert sentence.format(words) in PROSE, words
+    assert found == verdict
+
+
+def test_p_values_after_correction():
+    p = [row[8] for row in tables.against_baseline(RESULTS).rows]
+    smallest = f"{min(p) * len(p):.2f}"  # the first step of Holm's is Bonferroni's
+    assert f"the smallest p is {smallest};" in PROSE, smallest
 
 
 def test_validation_scores_have_stopped_rising():
