@@ -30,13 +30,14 @@ def tell(study: Study) -> None:
     Raises:
         ValueError: there is no result yet.
     """
-    page = write(study)
-    for line in sentences(tables.tables(study)):
+    found = tables.tables(study)
+    page = write(study, found)
+    for line in sentences(found):
         print(line)
     print(f"All of it is in {page}")
 
 
-def write(study: Study) -> Path:
+def write(study: Study, found: Sequence[Table]) -> Path:
     """The page, and beside it the tables' and the figures' own files.
 
     Raises:
@@ -46,7 +47,6 @@ def write(study: Study) -> Path:
         raise ValueError(
             f"{study.folder} must hold a finished training, got none; examples.compare goes on"
         )
-    found = tables.tables(study)
     tables.write(study, found)
     parts = [*summary(found), *map(table, found)]
     for picture in figures.pictures(study):

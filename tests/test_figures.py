@@ -142,7 +142,13 @@ def gradcam():
     return gradcam
 
 
-def test_maps_are_bright_where_the_evidence_is(gradcam):
+@pytest.fixture(scope="module")
+def networks(gradcam):
+    """The module that it has its networks from."""
+    return load("examples.gradcam_networks")
+
+
+def test_maps_are_bright_where_the_evidence_is(gradcam, networks):
     """A network that adds up the red of an image for class 1, and has nothing for the others."""
     torch = load("torch")
     network = torch.nn.Sequential()
@@ -159,7 +165,7 @@ def test_maps_are_bright_where_the_evidence_is(gradcam):
     images[0, 2:5, 6:9, 0] = 255
     images[1, 9:, :3, 0] = 255
     images[..., 2] = 128
-    network = gradcam.torch_network(network, "small", 12)
+    network = networks.torch_network(network, "small", 12)
     maps = gradcam.grad_cam(network, images, np.array([1, 1]))
     np.testing.assert_allclose(maps, images[..., 0] / 255, atol=0.05)
 
@@ -175,13 +181,13 @@ def test_maps_are_bright_where_the_evidence_is(gradcam):
         ("densenet121", 96, "features"),
     ],
 )
-def test_maps_have_pixels_at_any_size(gradcam, arch, pixels, layer):
+def test_maps_have_pixels_at_any_size(networks, arch, pixels, layer):
     model = load("examples.models_torch").build(arch, 3)
-    assert gradcam.torch_network(model, arch, pixels).layer is model.get_submodule(layer)
+    assert networks.torch_network(model, arch, pixels).layer is model.get_submodule(layer)
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_flax_networks_are_drawn_by_pytorch_with_their_logits(gradcam, head, tmp_path):
+def test_flax_networks_are_drawn_by_pytorch_with_their_logits(networks, head, tmp_path):
     models, train_flax = models_of("flax"), load("examples.train_flax")
     nnx, models_torch = load("flax.nnx"), load("examples.models_torch")
     model = models.build("small", 3, head=head, rngs=nnx.Rngs(0))
@@ -190,8 +196,8 @@ def test_flax_networks_are_drawn_by_pytorch_with_their_logits(gradcam, head, tmp
     model.eval()
     logits = model(models.normalize(PIXELS))
     twin = models_torch.build("small", 3, head=head)
-    gradcam.load_flax(twin, tmp_path / "state")
-    network = gradcam.torch_network(twin, "small", PIXELS.shape[1])
+    networks.load_flax(twin, tmp_path / "state")
+    network = networks.torch_network(twin, "small", PIXELS.shape[1])
     assert_same(logits_of(network), logits, "float32")
 
 
@@ -206,13 +212,15 @@ KERAS_LAYERS = [
 
 
 @pytest.mark.parametrize(("arch", "pixels", "layer", "side"), KERAS_LAYERS)
-def test_keras_networks_are_drawn_on_pytorch(gradcam, arch, pixels, layer, side, tmp_path):
+def test_keras_networks_are_drawn_on_pytorch(
+    gradcam, networks, arch, pixels, layer, side, tmp_path
+):
     models = models_of("keras")
     if KERAS_BACKEND != "torch":
         pytest.skip(f"Keras is on {KERAS_BACKEND}")
     model = models.build(arch, 3, pixels, head="cosine")
     model.save(tmp_path / "model.keras")
-    network = gradcam.keras_network(tmp_path / "model.keras")
+    network = networks.keras_network(tmp_path / "model.keras")
     images = np.resize(PIXELS, (2, pixels, pixels, 3))
     assert_same(logits_of(network, images), predict(model, images), "float32")
     last = network.layer.part.layers[-1]
@@ -221,7 +229,7 @@ def test_keras_networks_are_drawn_on_pytorch(gradcam, arch, pixels, layer, side,
     assert maps.shape == images.shape[:3] and maps.max() > 0.9
 
 
-def test_keras_networks_in_bfloat16_are_drawn(gradcam, tmp_path):
+def test_keras_networks_in_bfloat16_are_drawn(gradcam, networks, tmp_path):
     models, keras = models_of("keras"), load("keras")
     if KERAS_BACKEND != "torch":
         pytest.skip(f"Keras is on {KERAS_BACKEND}")
@@ -231,16 +239,16 @@ def test_keras_networks_in_bfloat16_are_drawn(gradcam, tmp_path):
         models.build("small", 3, 64).save(tmp_path / "model.keras")
     finally:
         keras.mixed_precision.set_global_policy(before)
-    network = gradcam.keras_network(tmp_path / "model.keras")
+    network = networks.keras_network(tmp_path / "model.keras")
     assert gradcam.grad_cam(network, PIXELS, np.array([0, 2])).max() > 0.9
 
 
-def test_keras_on_another_backend_is_one_sentence(gradcam, tmp_path):
+def test_keras_on_another_backend_is_one_sentence(networks, tmp_path):
     load("keras")
     if KERAS_BACKEND == "torch":
         pytest.skip("Keras is on PyTorch")
     with pytest.raises(ValueError, match=f"but it was imported on {KERAS_BACKEND} before"):
-        gradcam.keras_network(tmp_path / "model.keras")
+        networks.keras_network(tmp_path / "model.keras")
 
 
 def logits_of(network, images=PIXELS):
