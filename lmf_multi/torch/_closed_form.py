@@ -121,19 +121,21 @@ class _Eager(torch.autograd.Function):
         z = tensors[0]
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             grad = _value_and_grad(*tensors, *ctx.settings)[1]
-        elif _is_one(upstream) and not _graph_is_kept():
-            return grad.to(z.dtype), *[None] * 9
-        upstream = upstream if ctx.axis is None else upstream.unsqueeze(ctx.axis)
-        if torch.is_grad_enabled() or _graph_is_kept():
-            product = upstream * grad
-        else:  # nobody will ask for it again
-            product = grad.mul_(upstream)
-        return product.to(z.dtype), *[None] * 9
+        return chained(upstream, grad, ctx.axis).to(z.dtype), *[None] * 9
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         change = _value_and_grad(*ctx.saved_tensors, *ctx.settings)[1] * tangent
         return change if ctx.axis is None else change.sum(ctx.axis)
+
+
+def chained(upstream: Tensor, grad: Tensor, axis: int | None) -> Tensor:
+    """Their product, in place where nobody will ask for the gradient again."""
+    is_kept = torch.is_grad_enabled() or _graph_is_kept()
+    if not is_kept and _is_one(upstream):
+        return grad
+    upstream = upstream if axis is None or not upstream.dim() else upstream.unsqueeze(axis)
+    return upstream * grad if is_kept else grad.mul_(upstream)
 
 
 def _is_one(upstream: Tensor) -> bool:

@@ -18,6 +18,7 @@ from lmf_multi.torch._closed_form import (
     LARGE,
     LOG2E,
     cast,
+    chained,
     focal,
     ldam,
     loss_dtype,
@@ -130,7 +131,7 @@ def small_loss(
     smallest, largest = (labels.min(), labels.max()) if R else (-1, -1)
     if smallest < 0 or largest >= C or smallest <= ignore_index <= largest:
         return None
-    x = z.detach().movedim(axis, 0).to(loss_dtype(z)).numpy().reshape(C, R).copy()
+    x = z.detach().resolve_neg().movedim(axis, 0).to(loss_dtype(z)).numpy().reshape(C, R).copy()
     labels = labels.astype(np.int64)  # C · R may be too large for its dtype
     flat, positions = x.reshape(-1), labels * R + np.arange(R)
     W = np.ones(R, x.dtype) if w is None else w.numpy()[labels]
@@ -156,14 +157,14 @@ def small_loss(
         grad = torch.empty_like(z, dtype=loss_dtype(z))
         grad.movedim(axis, 0).numpy()[...] = x.reshape(C, *y.shape)
     value = each.reshape(y.shape) if reduction == "none" else np.asarray(total)
-    loss: Tensor = _Known.apply(z, (torch.from_numpy(value), grad), axis, plain)
+    loss: Tensor = Known.apply(z, (torch.from_numpy(value), grad), axis, plain)
     return loss
 
 
 SMALL = 2**15
 
 
-class _Known(torch.autograd.Function):
+class Known(torch.autograd.Function):
     """A value and its gradient, computed already."""
 
     @staticmethod
@@ -185,8 +186,7 @@ class _Known(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             (grad,) = torch.autograd.grad(ctx.plain(z), z, upstream, create_graph=True)
             return grad, None, None, None
-        upstream = upstream.unsqueeze(ctx.axis) if upstream.dim() else upstream
-        return (grad * upstream).to(z.dtype), None, None, None
+        return chained(upstream, grad, ctx.axis).to(z.dtype), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:

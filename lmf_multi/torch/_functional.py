@@ -20,6 +20,7 @@ from lmf_multi.spec import (
     check_vectors,
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
+from lmf_multi.torch._cpu import has_kernel_for, kernel_loss
 from lmf_multi.torch._eager import SMALL, small_loss
 from lmf_multi.torch._triton import fused_loss, supports
 
@@ -178,9 +179,12 @@ def masked_loss(
         return loss if reduction == "none" else loss.sum()
 
     loss, one_class = None, not soft and label_smoothing == 0
-    if one_class and input.numel() <= SMALL and readable(input) and readable(target):
-        terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
-        loss = small_loss(input, target, *terms, reduction, totals, plain)
+    terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
+    if one_class and readable(input) and readable(target):
+        if has_kernel_for(input, target, axis):
+            loss = kernel_loss(input, target, *terms, reduction, totals, plain)
+        elif input.numel() <= SMALL:
+            loss = small_loss(input, target, *terms, reduction, totals, plain)
     elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
         loss = fused_loss(
             input,

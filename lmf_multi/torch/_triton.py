@@ -55,7 +55,7 @@ def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> b
         and not (soft and y.requires_grad)
         and forward_ad.unpack_dual(z).tangent is None  # type: ignore[no-untyped-call]
         and not ((soft or label_smoothing) and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
-        and _layout(z, y, axis) is not None
+        and layout_of(z, y, axis) is not None
     )
 
 
@@ -214,7 +214,7 @@ def _launch(
 ) -> None:
     from lmf_multi.torch import _triton_kernels as kernels
 
-    layout, tile = _layout(z, y, settings.axis), _tile(z, y, settings)
+    layout, tile = layout_of(z, y, settings.axis), _tile(z, y, settings)
     assert layout is not None, "supports() refuses these strides"
     C = z.shape[settings.axis]
     with _on(z.device):
@@ -304,7 +304,7 @@ class _Layout(NamedTuple):
     alignment: int
 
 
-def _layout(z: Tensor, y: Tensor, axis: int) -> _Layout | None:
+def layout_of(z: Tensor, y: Tensor, axis: int) -> _Layout | None:
     """Strides of rows and classes, or None where the rows' axes are more than two."""
     y_strides = y.stride() if y.is_floating_point() else None
     return _strides(z.shape, axis % z.dim(), z.stride(), y_strides)

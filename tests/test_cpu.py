@@ -1,0 +1,221 @@
+"""PyTorch's compiled CPU kernel, beside the suite of every backend: layouts, sizes, its absence."""
+
+import dataclasses
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from lmf_multi import reference
+from tests.adapters import Torch as TorchAdapter
+from tests.cases import Case, Result, rounded
+from tests.checks import refuses
+from tests.frameworks import REQUIRED, load
+from tests.hard import hard_examples
+
+RNG = np.random.default_rng(0)
+COUNTS, WEIGHTS = (625, 16, 1), np.array([0.5, 1.0, 3.0])
+
+
+@pytest.fixture
+def torch():
+    return load("torch")
+
+
+@pytest.fixture
+def cpu(torch):
+    """The module, or a skip where no compiler was at hand when the package was installed."""
+    cpu = load("lmf_multi.torch._cpu")
+    if cpu.kernel() is None:
+        if "torch" in REQUIRED and sys.platform == "linux":
+            pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
+        pytest.skip("the CPU kernel was not compiled")
+    return cpu
+
+
+@pytest.fixture
+def calls(cpu, monkeypatch):
+    """One entry for each call of the kernel."""
+    calls, kernel = [], cpu.kernel()
+    monkeypatch.setattr(cpu, "kernel", lambda: lambda *a: calls.append(1) or kernel(*a))
+    return calls
+
+
+def check(torch, z, y, **options):
+    """Value and gradient against the reference, at the tolerance of the suite."""
+    logits, labels = z.detach().movedim(1, -1), y.clone()
+    C, where = logits.shape[-1], labels != options.get("ignore_index", -100)
+    labels[~where] = 0
+    case = Case(
+        logits.double().numpy(),
+        labels.numpy(),
+        tuple(range(1, C + 1)),
+        np.linspace(0.5, 2, C),
+        where=where.numpy(),
+        dtype=str(z.dtype).removeprefix("torch."),
+        reduction=options.get("reduction", "mean"),
+    )
+    margins, weights = (torch.tensor(v, dtype=torch.float32) for v in case.vectors)
+    loss = load("lmf_multi.torch").lmf_loss(z, y, margins, weights, **options)
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    assert grad.stride() == torch.empty_like(z).stride()
+    case.check(result(loss, grad))
+    return loss, grad
+
+
+def result(loss, grad):
+    value, of_logits = loss.detach().double().numpy(), grad.movedim(1, -1).double().numpy()
+    return Result(value, of_logits, *(str(v.dtype).removeprefix("torch.") for v in (loss, grad)))
+
+
+LAYOUTS = {
+    "rows": lambda z: z,
+    "columns": lambda z: z.t().contiguous().t(),
+    "every second row": lambda z: z.repeat_interleave(2, 0)[::2],
+    "every second class": lambda z: z.repeat_interleave(2, 1)[:, ::2],
+    "pixels": lambda z: z.view(3, -1, z.shape[1]).movedim(-1, 1).contiguous(),
+    "one image": lambda z: z.t().contiguous()[None],
+    "channels last": lambda z: z.view(3, -1, z.shape[1]).movedim(-1, 1),
+    "every second pixel": lambda z: (
+        z.view(3, -1, z.shape[1]).movedim(-1, 1).repeat_interleave(2, 2)[:, :, ::2]
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("C", [2, 7, 64, 65, 1000])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(torch, calls, layout, C, dtype):
+    """Tiles and vectors that are full and not, rows of several axes, ignored ones among them."""
+    for N in (3, 48, 165):
+        z = torch.tensor(RNG.normal(0, 3, (N, C)), dtype=getattr(torch, dtype))
+        z = LAYOUTS[layout](z).detach().requires_grad_()
+        y = torch.tensor(RNG.integers(0, C, (z.shape[0], *z.shape[2:])))
+        y[RNG.random(y.shape) < 0.2] = -100
+        check(torch, z, y, reduction="none")
+        check(torch, z, y)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("C", [5, 20_000])
+def test_threads_change_no_bit(torch, calls, C):
+    z = torch.randn(200_000 // C, C, requires_grad=True)
+    y, threads, results = torch.randint(0, C, (len(z),)), torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            loss = load("lmf_multi.torch").LMFLoss(range(1, C + 1))(z, y)
+            results.append((loss.item(), torch.autograd.grad(loss, z)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(calls) == 3
+    for value, grad in results[1:]:
+        assert value == results[0][0]
+        assert torch.equal(grad, results[0][1])
+
+
+def test_masked_rows_may_hold_anything(torch, calls):
+    z = torch.randn(40, 3)
+    z[::2], y = torch.tensor([torch.nan, torch.inf, -torch.inf]), torch.zeros(40, dtype=torch.long)
+    y[::2] = 7
+    z.requires_grad_()
+    options = {"ignore_index": 7, "reduction": "sum"}
+    loss = load("lmf_multi.torch").lmf_loss(z, y, [0.1, 0.2, 0.5], **options)
+    (grad,) = torch.autograd.grad(loss, z)
+    assert calls and loss.isfinite()
+    assert not grad[::2].any() and grad[1::2].all()
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40, -(2**40)])
+def test_labels_out_of_range(torch, calls, bad):
+    z, y = torch.zeros(50, 3), torch.zeros(50, dtype=torch.long)
+    y[40] = bad
+    remedy = "mask examples without a class with ignore_index=-100"
+    with refuses(ValueError, f"labels must be in [0, 3), got {bad}; {remedy}"):
+        load("lmf_multi.torch").lmf_loss(z, y, [0.1, 0.2, 0.5])
+    assert calls
+
+
+@pytest.mark.parametrize("kind", ["infinite", "nan"])
+def test_what_is_not_finite_is_left_to_operations(torch, calls, kind):
+    """An impossible label of no weight counts for nothing; NaN spoils its own row alone."""
+    losses, z = load("lmf_multi.torch"), torch.randn(4, 3)
+    z[1, 0] = -torch.inf if kind == "infinite" else torch.nan
+    z.requires_grad_()
+    y, weights = torch.tensor([1, 0, 2, 1]), [0.0, 1.0, 1.0]
+    loss = losses.lmf_loss(z, y, [0.1, 0.2, 0.5], weights, reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    assert calls
+    if kind == "infinite":
+        assert loss[1] == 0 and loss.isfinite().all() and not grad[1].any()
+    else:
+        assert loss.isnan().tolist() == [False, True, False, False]
+        assert grad.isnan().any(1).tolist() == [False, True, False, False]
+
+
+def test_views_that_negate(torch, calls):
+    """Such a view shares memory that holds the opposite numbers."""
+    conjugate = torch.complex(torch.zeros(4, 3), torch.randn(4, 3)).conj()
+    z, y = conjugate.imag, torch.tensor([0, 1, 2, 0])
+    assert z.is_neg()
+    loss = load("lmf_multi.torch").LMFLoss(COUNTS)
+    assert loss(z, y) == loss(z.resolve_neg(), y)
+    assert len(calls) == 1
+
+
+def test_absence_is_said_once(torch, monkeypatch, caplog):
+    cpu = load("lmf_multi.torch._cpu")
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    cpu.kernel.cache_clear()
+    try:
+        with caplog.at_level(logging.DEBUG, logger="lmf_multi"):
+            assert cpu.kernel() is None and cpu.kernel() is None
+    finally:
+        cpu.kernel.cache_clear()
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG and "was not compiled" in record.message
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_loss_without_the_kernel(torch, monkeypatch, dtype, small):
+    """Hard examples, masked ones with NaN among them."""
+    monkeypatch.setattr(load("lmf_multi.torch._cpu"), "kernel", lambda: None)
+    if not small:
+        monkeypatch.setattr(load("lmf_multi.torch._functional"), "SMALL", 0)
+    logits, labels = hard_examples(3)
+    logits, where = rounded(logits, dtype), np.arange(len(labels)) % 5 > 0
+    case = Case(logits, labels, COUNTS, WEIGHTS, dtype=dtype, reduction="none")
+    case.check(TorchAdapter("eager")(case))
+    logits = np.where(where[:, None], logits, np.nan)
+    case = dataclasses.replace(case, logits=logits, where=where, reduction="mean")
+    case.check(TorchAdapter("eager")(case))
+
+
+def test_hard_examples(torch, calls):
+    for C in (3, 100):
+        logits, labels = hard_examples(C)
+        case = Case(rounded(logits, "float32"), labels, tuple(range(1, C + 1)), dtype="float32")
+        for term in ("lmf", "ldam", "focal"):
+            for gamma in (0.0, 0.25, 1.5, 8.0) if term != "ldam" else (1.5,):
+                each = dataclasses.replace(case, term=term, gamma=gamma, reduction="none")
+                each.check(TorchAdapter("eager")(each))
+    assert len(calls) == 18
+
+
+def test_second_derivatives(torch, calls):
+    z, y = torch.randn(6, 3, requires_grad=True), torch.tensor([0, 1, 2, 2, 1, 0])
+    loss = load("lmf_multi.torch").lmf_loss(z, y, [0.1, 0.2, 0.5], scale=2.0)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    direction = torch.randn(6, 3)
+    (product,) = torch.autograd.grad((grad * direction).sum(), z)
+    h, grads = 1e-6, []
+    for sign in (1, -1):
+        at = z.detach().double().numpy() + sign * h * direction.double().numpy()
+        grads.append(
+            reference.lmf_loss_and_grad(at, y.numpy(), np.array([0.1, 0.2, 0.5]), scale=2.0)[1]
+        )
+    assert calls
+    expected = (grads[0] - grads[1]) / (2 * h)
+    np.testing.assert_allclose(product.numpy(), expected, rtol=1e-4, atol=1e-6)
