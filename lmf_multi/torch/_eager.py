@@ -1,9 +1,9 @@
 """The labelled class alone, eagerly on a CPU: the steps of ``one_class``, and a plan for memory.
 
 It takes float64, and all of it where the kernel of ``_cpu`` was not compiled. Every operation reads
-and writes whole arrays, so rows are taken a piece at a time, whose arrays
-stay in the cache and are overwritten. A small batch is next to no work, but as many operations:
-NumPy starts them several times faster, on the same memory.
+and writes whole arrays, so rows are taken a piece at a time, whose arrays stay in the cache and are
+overwritten. A small batch is next to no work, but as many operations: NumPy starts them several
+times faster, on the same memory.
 """
 
 import itertools
