@@ -223,6 +223,7 @@ MODULES = [
         for module in pkgutil.iter_modules(
             [str(ROOT / "lmf_multi" / framework)], f"lmf_multi.{framework}."
         )
+        if not module.name.endswith("_cpu_kernel")  # a library of C, which has no docstrings
     ),
 ]
 

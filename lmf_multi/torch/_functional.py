@@ -180,11 +180,11 @@ def masked_loss(
 
     loss, one_class = None, not soft and label_smoothing == 0
     terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
-    if one_class and readable(input) and readable(target):
-        if has_kernel_for(input, target, axis):
-            loss = kernel_loss(input, target, *terms, reduction, totals, plain)
-        elif input.numel() <= SMALL:
-            loss = small_loss(input, target, *terms, reduction, totals, plain)
+    on_cpu = one_class and readable(input) and readable(target)
+    if on_cpu and has_kernel_for(input, target, axis):
+        loss = kernel_loss(input, target, *terms, reduction, totals, plain)
+    elif on_cpu and input.numel() <= SMALL:
+        loss = small_loss(input, target, *terms, reduction, totals, plain)
     elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
         loss = fused_loss(
             input,
