@@ -90,7 +90,7 @@ def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> i
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     held = highest = 0
     for _, change in sorted(changes):
-        held += change
+        held = max(0, held + change)  # the last gradient, which the run frees first, does not count
         highest = max(highest, held)
     return highest
 

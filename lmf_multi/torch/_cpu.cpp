@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include <omp.h>
+
 #if defined(__x86_64__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -21,9 +23,9 @@
 
 namespace {
 
-constexpr int LANES = 16, ROWS = 64;  // of a vector, and at most of a tile
+constexpr int LANES = 16, ROWS = 64;  // rows of a vector, and at most of a tile
 constexpr int64_t FEW = 64;           // classes, with which a vector takes rows and not classes
-constexpr int64_t TILE = 16384;       // elements where a vector takes classes
+constexpr int64_t TILE = 16384;       // logits, which stay in the cache, where rows are long
 constexpr int64_t CHUNK = 16384;      // logits whose rows' losses are added before the others'
 constexpr int64_t ALONE = 32768;      // logits that are not worth a second thread
 constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; products stay finite
@@ -174,14 +176,16 @@ INLINE void terms(const Call &call, Rows &rows) {
         Floats z_y = vector(rows.z_y + r), M = vector(rows.M + r);
         Floats loss{}, slope{}, part;
         if (call.margins) {
-            Floats a = (float)call.a * vector(rows.weight + r), S_s = larger(all(1), vector(rows.S_s + r));
+            Floats a = (float)call.a * vector(rows.weight + r);
+            Floats S_s = larger(all(1), vector(rows.S_s + r));
             Floats tau = log_odds(z_y, M, S_s, call.scale, vector(rows.margin + r));
             loss += a * ldam(tau, call.scale, part);
             slope += a * part;
             vector(rows.of_s + r) = -slope / S_s;
         }
         if (call.b != 0) {
-            Floats b = (float)call.b * vector(rows.weight + r), S = larger(all(1), vector(rows.S + r));
+            Floats b = (float)call.b * vector(rows.weight + r);
+            Floats S = larger(all(1), vector(rows.S + r));
             loss += b * focal(log_odds(z_y, M, S, 1, Floats{}), call.gamma, part);
             slope += b * part;
             vector(rows.of + r) = -(b * part) / S;
@@ -191,7 +195,7 @@ INLINE void terms(const Call &call, Rows &rows) {
     }
 }
 
-// --- a tile: exponentials and gradient, where a vector takes rows: x and e are (C, rows)
+// --- a tile: exponentials and gradient, where a vector takes rows: x and e are (C, pitch)
 
 INLINE float widened(float x) { return x; }
 INLINE float widened(BFloat16 x) {
@@ -202,13 +206,13 @@ INLINE float widened(BFloat16 x) {
 }
 
 // Σ e^{s (x - M)} over the classes of a vector's rows, each of which goes to e
-INLINE Floats exp_and_sum(int64_t C, const float *x, float *e, Floats M, float s) {
+INLINE Floats exp_and_sum(int64_t C, int64_t pitch, const float *x, float *e, Floats M, float s) {
     Floats S{};
     for (int64_t begin = 0; begin < C; begin += FEW) {  // a sum of sums rounds less
         Floats some{};
         for (int64_t c = begin; c < C && c < begin + FEW; c++) {
-            Floats d = *(const Floats *)(x + c * ROWS) - M;
-            some += vector(e + c * ROWS) = exp_(s * d, NEGLIGIBLE);
+            Floats d = *(const Floats *)(x + c * pitch) - M;
+            some += vector(e + c * pitch) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
     }
@@ -216,7 +220,7 @@ INLINE Floats exp_and_sum(int64_t C, const float *x, float *e, Floats M, float s
 }
 
 template <class T>
-INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e) {
+INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t pitch) {
     const T *z = (const T *)call.z;
     int64_t C = call.C;
     for (int64_t r = 0; r < rows.n; r += LANES) {
@@ -224,49 +228,49 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e) {
         if (rows.together[r / LANES]) {
             for (int64_t c = 0; c < C; c++)
                 for (int i = 0; i < LANES; i++)
-                    x[c * ROWS + r + i] = widened(z[at[0] + c * call.z_class + i]);
+                    x[c * pitch + r + i] = widened(z[at[0] + c * call.z_class + i]);
         } else {
             for (int i = 0; i < LANES; i++)
                 for (int64_t c = 0; c < C; c++)
-                    x[c * ROWS + r + i] = widened(z[at[i] + c * call.z_class]);
+                    x[c * pitch + r + i] = widened(z[at[i] + c * call.z_class]);
         }
         for (int i = 0; i < LANES; i++) {
             if (rows.masked[r + i])
-                for (int64_t c = 0; c < C; c++) x[c * ROWS + r + i] = 0;
-            float &x_y = x[rows.label[r + i] * ROWS + r + i];
+                for (int64_t c = 0; c < C; c++) x[c * pitch + r + i] = 0;
+            float &x_y = x[rows.label[r + i] * pitch + r + i];
             rows.z_y[r + i] = x_y;
             x_y = -LARGE;
         }
     }
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Floats M = all(-LARGE);
-        for (int64_t c = 0; c < C; c++) M = larger(vector(x + c * ROWS + r), M);
+        for (int64_t c = 0; c < C; c++) M = larger(vector(x + c * pitch + r), M);
         vector(rows.M + r) = M;
-        if (call.margins) vector(rows.S_s + r) = exp_and_sum(C, x + r, e + r, M, call.scale);
-        if (call.b != 0) vector(rows.S + r) = exp_and_sum(C, x + r, x + r, M, 1);
+        if (call.margins) vector(rows.S_s + r) = exp_and_sum(C, pitch, x + r, e + r, M, call.scale);
+        if (call.b != 0) vector(rows.S + r) = exp_and_sum(C, pitch, x + r, x + r, M, 1);
     }
 }
 
-INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e) {
+INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t pitch) {
     int64_t C = call.C;
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Floats of_s = vector(rows.of_s + r), of = vector(rows.of + r);
         for (int64_t c = 0; c < C; c++) {
             Floats g{};
-            if (call.margins) g += vector(e + c * ROWS + r) * of_s;
-            if (call.b != 0) g += vector(x + c * ROWS + r) * of;
-            vector(x + c * ROWS + r) = g;
+            if (call.margins) g += vector(e + c * pitch + r) * of_s;
+            if (call.b != 0) g += vector(x + c * pitch + r) * of;
+            vector(x + c * pitch + r) = g;
         }
-        for (int i = 0; i < LANES; i++) x[rows.label[r + i] * ROWS + r + i] = rows.slope[r + i];
+        for (int i = 0; i < LANES; i++) x[rows.label[r + i] * pitch + r + i] = rows.slope[r + i];
         const int64_t *at = rows.grad_at + r;
         if (rows.together[r / LANES]) {
             for (int64_t c = 0; c < C; c++)
                 for (int i = 0; i < LANES; i++)
-                    call.grad[at[0] + c * call.grad_class + i] = x[c * ROWS + r + i];
+                    call.grad[at[0] + c * call.grad_class + i] = x[c * pitch + r + i];
         } else {
             for (int i = 0; i < LANES && r + i < rows.n; i++)
                 for (int64_t c = 0; c < C; c++)
-                    call.grad[at[i] + c * call.grad_class] = x[c * ROWS + r + i];
+                    call.grad[at[i] + c * call.grad_class] = x[c * pitch + r + i];
         }
     }
 }
@@ -329,53 +333,102 @@ INLINE void gradient_of_rows(const Call &call, Rows &rows, float *x, float *e, i
 
 // --- all of them
 
-template <class T> INLINE void take(const Call &call, Rows &rows, bool by_rows, float *x, float *e) {
-    describe(call, rows);
-    int64_t padded = (call.C + LANES - 1) / LANES * LANES;
-    if (by_rows)
-        rows_in_vectors<T>(call, rows, x, e);
-    else
-        classes_in_vectors<T>(call, rows, x, e, padded);
-    terms(call, rows);
-    if (!call.grad) return;
-    if (by_rows)
-        gradient_in_vectors(call, rows, x, e);
-    else
-        gradient_of_rows(call, rows, x, e, padded);
+// How the work is divided.
+struct Plan {
+    bool by_rows;   // whether a vector takes rows, and not the classes of one
+    int64_t tile;   // rows at a time
+    int64_t pitch;  // by rows: of x's and e's classes; else of their rows
+    int64_t size;   // floats of x, and of e
+    int64_t chunk;  // rows whose losses are added before the others'
+};
+
+Plan divide(const Call &call) {
+    int64_t C = call.C, padded = (C + LANES - 1) / LANES * LANES;
+    Plan plan;
+    plan.by_rows = C <= FEW || call.z_class != 1 || call.grad_class != 1;
+    int64_t fit = TILE / padded, least = plan.by_rows ? LANES : 1;
+    plan.tile = fit < least ? least : fit > ROWS ? ROWS : fit;
+    if (plan.by_rows) plan.tile = plan.tile / LANES * LANES;
+    plan.pitch = plan.by_rows ? plan.tile : padded;
+    plan.size = plan.by_rows ? plan.tile * C : plan.tile * padded;
+    plan.chunk = CHUNK / C < plan.tile ? plan.tile : CHUNK / C;
+    return plan;
 }
 
-FOR_EACH_CPU double chunk(const Call &call, bool bfloat16, bool by_rows, int64_t tile,
-                          int64_t begin, int64_t end, float *x, float *e) {
+template <class T>
+INLINE void take(const Call &call, const Plan &plan, Rows &rows, float *x, float *e) {
+    describe(call, rows);
+    if (plan.by_rows)
+        rows_in_vectors<T>(call, rows, x, e, plan.pitch);
+    else
+        classes_in_vectors<T>(call, rows, x, e, plan.pitch);
+    terms(call, rows);
+    if (!call.grad) return;
+    if (plan.by_rows)
+        gradient_in_vectors(call, rows, x, e, plan.pitch);
+    else
+        gradient_of_rows(call, rows, x, e, plan.pitch);
+}
+
+FOR_EACH_CPU double chunk(const Call &call, const Plan &plan, bool bfloat16, int64_t begin,
+                          int64_t end, float *x) {
     Rows rows;
     double total = 0;
-    for (int64_t first = begin; first < end; first += tile) {
-        rows.first = first;
-        rows.n = end - first < tile ? end - first : tile;
+    for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
+        rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
         if (bfloat16)
-            take<BFloat16>(call, rows, by_rows, x, e);
+            take<BFloat16>(call, plan, rows, x, x + plan.size);
         else
-            take<float>(call, rows, by_rows, x, e);
+            take<float>(call, plan, rows, x, x + plan.size);
         for (int64_t r = 0; r < rows.n; r++) {
             total += rows.loss[r];
-            if (call.losses) call.losses[first + r] = rows.loss[r];
+            if (call.losses) call.losses[rows.first + r] = rows.loss[r];
         }
     }
     return total;
+}
+
+// What the means divide by, and whether every label is known.
+struct Totals {
+    double weight, examples;
+    bool known;
+};
+
+Totals totals(const Call &call, const Plan &plan, int64_t chunks, int threads, double *sums) {
+    int unknown = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : unknown)
+    for (int64_t i = 0; i < chunks; i++) {
+        double weight = 0, examples = 0;
+        for (int64_t r = i * plan.chunk; r < call.N && r < (i + 1) * plan.chunk; r++) {
+            int64_t y = call.y[r];
+            bool valid = y != call.ignore_index, known = y >= 0 && y < call.C;
+            unknown |= valid && !known;
+            weight += !(valid && known) ? 0 : call.weights ? call.weights[y] : 1;
+            examples += valid;
+        }
+        sums[i] = weight;
+        sums[chunks + i] = examples;
+    }
+    Totals found = {0, 0, !unknown};
+    for (int64_t i = 0; i < chunks; i++) {  // in the same order for any number of threads
+        found.weight += sums[i];
+        found.examples += sums[chunks + i];
+    }
+    return found;
 }
 
 }  // namespace
 
 // The loss, summed, and its gradient. Means divide LDAM by the total class weight and focal by the
 // number of examples, those of the batch where `total_weight` is NaN; `by_weight` 0 divides both by
-// the examples, `by_examples` 0 neither. Returns 0, or 1 for a label that is out of range, before
-// anything is written.
+// the examples, `by_examples` 0 neither. Returns 0; before anything is written, 1 for a label that
+// is out of range and 2 where memory is short.
 extern "C" int lmf_multi_one_class(
-    const void *z, int bfloat16, const int64_t *y, const float *margins,
-    const float *weights, float *grad, float *losses, double *loss, int64_t N, int64_t C,
-    int64_t inner, int64_t z_outer, int64_t z_inner, int64_t z_class, int64_t grad_outer,
-    int64_t grad_inner, int64_t grad_class, int64_t ignore_index, double alpha,
-    double beta, double gamma, double scale, int by_weight, int by_examples, double total_weight,
-    double total_examples, int threads) {
+    const void *z, int bfloat16, const int64_t *y, const float *margins, const float *weights,
+    float *grad, float *losses, double *loss, int64_t N, int64_t C, int64_t inner,
+    int64_t z_outer, int64_t z_inner, int64_t z_class, int64_t grad_outer, int64_t grad_inner,
+    int64_t grad_class, int64_t ignore_index, double alpha, double beta, double gamma, double scale,
+    int by_weight, int by_examples, double total_weight, double total_examples, int threads) {
     Call call = {z, y, margins, weights, grad, losses, N, C, inner,
                  z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class,
                  ignore_index, alpha, beta, (float)gamma, (float)scale};
@@ -384,52 +437,33 @@ extern "C" int lmf_multi_one_class(
         call.z_inner = z_outer;
         call.grad_inner = grad_outer;
     }
-    int64_t size_of_chunk = CHUNK / C < 1 ? 1 : CHUNK / C;
-    int64_t chunks = (N + size_of_chunk - 1) / size_of_chunk;
-    int64_t padded = (C + LANES - 1) / LANES * LANES;
+    Plan plan = divide(call);
+    int64_t chunks = (N + plan.chunk - 1) / plan.chunk;
     if (N * C <= ALONE) threads = 1;
+    float *work = (float *)aligned_alloc(4 * LANES, threads * 2 * plan.size * sizeof(float));
     double *sums = (double *)calloc(2 * chunks, sizeof(double));
-    int unknown = 0;
-#pragma omp parallel for num_threads(threads) reduction(| : unknown)
-    for (int64_t i = 0; i < chunks; i++) {
-        double weight = 0, examples = 0;
-        for (int64_t r = i * size_of_chunk; r < N && r < (i + 1) * size_of_chunk; r++) {
-            bool valid = y[r] != ignore_index, known = y[r] >= 0 && y[r] < C;
-            unknown |= valid && !known;
-            weight += !(valid && known) ? 0 : weights ? weights[y[r]] : 1;
-            examples += valid;
-        }
-        sums[i] = weight;
-        sums[chunks + i] = examples;
+    if (!work || !sums) {
+        free(work);
+        free(sums);
+        return 2;
     }
-    double weight = 0, examples = 0;
-    for (int64_t i = 0; i < chunks; i++) weight += sums[i], examples += sums[chunks + i];
-    if (total_weight == total_weight) weight = total_weight, examples = total_examples;
-    if (examples < 1) examples = 1;
-    if (!by_weight) weight = examples;
-    call.a = alpha / (by_examples && weight != 0 ? weight : 1);
-    call.b = beta / (by_examples ? examples : 1);
-
-    bool by_rows = C <= FEW || z_class != 1 || (grad && grad_class != 1);
-    int64_t tile = by_rows ? ROWS : TILE / padded, size = by_rows ? ROWS * C : 0;
-    tile = tile < 1 ? 1 : tile > ROWS ? ROWS : tile;
-    size = (by_rows ? size : tile * padded) * sizeof(float);
-    if (!unknown) {
-#pragma omp parallel num_threads(threads)
-        {
-            float *x = (float *)aligned_alloc(4 * LANES, 2 * size);
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < chunks; i++) {
-                int64_t begin = i * size_of_chunk, end = begin + size_of_chunk;
-                float *e = x + size / sizeof(float);
-                end = end < N ? end : N;
-                sums[i] = chunk(call, bfloat16, by_rows, tile, begin, end, x, e);
-            }
-            free(x);
+    Totals found = totals(call, plan, chunks, threads, sums);
+    if (found.known) {
+        if (total_weight == total_weight) found = {total_weight, total_examples, true};
+        double examples = found.examples < 1 ? 1 : found.examples;
+        double weight = !by_weight ? examples : found.weight == 0 ? 1 : found.weight;
+        call.a = alpha / (by_examples ? weight : 1);
+        call.b = beta / (by_examples ? examples : 1);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t i = 0; i < chunks; i++) {
+            int64_t begin = i * plan.chunk, end = begin + plan.chunk;
+            float *x = work + omp_get_thread_num() * 2 * plan.size;
+            sums[i] = chunk(call, plan, bfloat16, begin, end < N ? end : N, x);
         }
         *loss = 0;
         for (int64_t i = 0; i < chunks; i++) *loss += sums[i];
     }
+    free(work);
     free(sums);
-    return unknown;
+    return !found.known;
 }

@@ -21,6 +21,7 @@ from lmf_multi.torch._triton import layout_of
 
 _LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float32, torch.bfloat16)
+_UNKNOWN_LABEL, _NO_MEMORY = 1, 2
 _POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
 
 
@@ -88,7 +89,7 @@ def kernel_loss(
     weight, examples = (torch.nan,) * 2 if totals is None else (t.sum().item() for t in totals)
     total = ctypes.c_double()
     addresses = (None if v is None else v.data_ptr() for v in (Δ, w, grad, losses))
-    is_unknown = kernel()(
+    status = kernel()(
         z.data_ptr(),
         z.dtype == torch.bfloat16,
         y.data_ptr(),
@@ -110,7 +111,9 @@ def kernel_loss(
         examples,
         torch.get_num_threads(),
     )
-    if is_unknown:
+    if status == _NO_MEMORY:
+        raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
+    if status == _UNKNOWN_LABEL:
         some = y[y != ignore_index]
         check_label_range(int(some.min()), int(some.max()), C, f"ignore_index={ignore_index}")
     if not math.isfinite(total.value):
