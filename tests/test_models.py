@@ -74,9 +74,11 @@ def test_flax_logits_are_torchvisions_in_eval_and_train(arch):
     torch = load("torch")
     nnx = load("flax.nnx")
 
+    torch.manual_seed(0)
     theirs = models_of("torch").build(arch, 5)
-    # 36, 18, 9, 5, 3, 2: odd sizes too, where paddings differ
-    images = np.random.default_rng(0).normal(size=(2, 36, 36, 3))
+    # 36, 18, 9, 5, 3, 2: odd sizes too, where paddings differ. DenseNet ends in one pixel, and
+    # batch norms of two values each multiply rounding errors wherever the two are nearly equal.
+    images = np.random.default_rng(0).normal(size=(4, 36, 36, 3))
     with jax.enable_x64(True):
         ours = models_of("flax").build(arch, 5, rngs=nnx.Rngs(0), dtype=jnp.float64)
         assert_drawn_alike(ours, theirs)
