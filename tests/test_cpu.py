@@ -1,6 +1,8 @@
 """PyTorch's compiled CPU kernel, beside the suite of every backend: layouts, sizes, its absence."""
 
+import ctypes
 import dataclasses
+import importlib.util
 import logging
 import sys
 
@@ -96,6 +98,25 @@ def test_layouts(torch, calls, layout, C, dtype):
         for reduction in ("none", "mean", "batch_mean"):
             check(torch, z, y, reduction=reduction)
     assert len(calls) == 9
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_older_processors(torch, calls, generation):
+    """The same code in the instructions of older ones; the newest this one has are tested above."""
+    library = ctypes.CDLL(importlib.util.find_spec("lmf_multi.torch._cpu_kernel").origin)
+    newest = ctypes.c_int.in_dll(library, "lmf_multi_generation")
+    found = newest.value
+    if generation >= found:
+        pytest.skip("this processor has no newer instructions")
+    newest.value = generation
+    try:
+        for layout in ("rows", "pixels"):
+            for C in (7, 70):
+                test_layouts(torch, calls, layout, C, "bfloat16" if C == 7 else "float32")
+                calls.clear()
+        test_hard_examples(torch, calls)
+    finally:
+        newest.value = found
 
 
 @pytest.mark.parametrize("C", [5, 20_000])

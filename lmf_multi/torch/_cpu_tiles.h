@@ -1,0 +1,414 @@
+// Tiles of rows: their loss and its gradient. _cpu.cpp declares what is used here, and includes
+// this file once for each generation of CPUs.
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+// A tile's rows, and what is known of each.
+struct alignas(4 * LANES) Rows {
+    int64_t first, n;
+    int64_t z_at[ROWS], grad_at[ROWS];
+    int32_t label[ROWS], masked[ROWS];        // -1 for a masked row
+    bool together[ROWS / LANES];              // whether a vector's are neighbours in memory
+    float weight[ROWS], margin[ROWS];         // w_y and Δ_y
+    float z_y[ROWS], M[ROWS];                 // the label's logit, the largest of the others'
+    float S_s[ROWS], S[ROWS];                 // Σ_{k≠y} of the exponentials
+    float omega[ROWS];                        // log-odds of one term
+    float slope[ROWS], of_s[ROWS], of[ROWS];  // gradient of z_y, and that of z_k over exponentials
+    float loss[ROWS];
+};
+
+// --- arithmetic
+
+INLINE Floats all(float x) { return Floats{} + x; }
+INLINE Floats absolute(Floats x) { return x < 0 ? -x : x; }
+// y where one of them is NaN
+INLINE Floats larger(Floats x, Floats y) { return x > y ? x : y; }
+INLINE Floats &vector(float *x) { return *reinterpret_cast<Floats *>(x); }
+INLINE Ints &vector(int32_t *x) { return *reinterpret_cast<Ints *>(x); }
+
+// e^x of x ≤ 0 by Taylor's series of e^(x - n log 2); exactly 0 below `least`.
+INLINE Floats exp_(Floats x, float least) {
+    constexpr float TO_INTEGER = 12582912.f;  // 1.5 · 2^23, next to which floats are integers
+    Floats n = (x * 1.44269504f + TO_INTEGER) - TO_INTEGER;
+    Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
+    Floats p = 1 / 120.f + r * (1 / 720.f + r * (1 / 5040.f));
+    p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
+    Ints power = __builtin_convertvector(n, Ints);
+    if (least == NEGLIGIBLE) {
+        p = (Floats)((Ints)p + (power << 23));
+    } else {  // in two steps, as the result may be subnormal
+        Ints half = power >> 1;
+        p = p * (Floats)((half + 127) << 23) * (Floats)((power - half + 127) << 23);
+    }
+    return x < least ? Floats{} : p;
+}
+
+// log((1 + t) / (1 - t)) for |t| ≤ 1/3
+INLINE Floats two_atanh(Floats t) {
+    Floats q = t * t, p = 1 / 9.f + q * (1 / 11.f + q * (1 / 13.f));
+    return 2 * t * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * p))));
+}
+
+// log x of x ≥ 1
+INLINE Floats log_(Floats x) {
+    constexpr int32_t TWO_THIRDS = 0x3f2aaaab, MANTISSA = 0x7fffff;
+    Ints i = (Ints)x - TWO_THIRDS;
+    Floats n = __builtin_convertvector(i >> 23, Floats);
+    Floats m = (Floats)((i & MANTISSA) + TWO_THIRDS);  // in [2/3, 4/3)
+    return n * 0.693147181f + two_atanh((m - 1) / (m + 1)) + (x - x);  // the last for NaN
+}
+
+INLINE Floats log1p_(Floats u) { return two_atanh(u / (2 + u)); }
+
+// a - b, rounded, and what the rounding lost (Knuth's TwoSum)
+INLINE Floats difference(Floats a, Floats b, Floats &lost) {
+    Floats c = a - b;
+    lost = (a - (c + (a - c))) + ((a - c) - b);
+    lost = absolute(lost) < INFINITY ? lost : Floats{};
+    return c;
+}
+
+// s (z - M - Δ) - log S, with what was lost, times s, put back
+INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin) {
+    Floats lost, also_lost;
+    Floats d = difference(z, M, lost), h = difference(d, margin, also_lost);
+    return s * h + (s * (lost + also_lost) - log_(S));
+}
+
+// softplus(-τ) and its slope, with τ = ω(s z) - s Δ
+INLINE Floats ldam(Floats tau, float s, Floats &slope) {
+    Floats u = exp_(-absolute(tau), ZERO);
+    slope = -s * ((tau > 0 ? u : all(1)) / (1 + u));
+    return larger(-tau, Floats{}) + log1p_(u);
+}
+
+// sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point
+INLINE Floats focal(Floats omega, float gamma, Floats &slope) {
+    Floats u = exp_(-absolute(omega), ZERO), log1p_u = log1p_(u);
+    Floats ce = larger(-omega, Floats{}) + log1p_u;
+    Floats modulation = exp_(-gamma * (larger(omega, Floats{}) + log1p_u), ZERO);
+    Floats small = u / (1 + u), large = 1 / (1 + u);
+    Floats p = omega > 0 ? large : small, rest = omega > 0 ? small : large;
+    slope = -modulation * (gamma * p * (ce > LARGE ? all(LARGE) : ce) + rest);
+    return modulation * ce;
+}
+
+// --- a tile: what each row is
+
+// The two halves of a vector's labels
+struct Labels {
+    Ints low, high;
+};
+
+INLINE Labels labels(const int64_t *y, int64_t n) {
+    int64_t some[LANES];
+    if (n < LANES) {  // filled up with the last
+        for (int i = 0; i < LANES; i++) some[i] = y[i < n ? i : n - 1];
+        y = some;
+    }
+    Ints a, b;
+    memcpy(&a, y, sizeof a);
+    memcpy(&b, y + LANES / 2, sizeof b);
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#ifdef __clang__
+    return {__builtin_shufflevector(a, b, EVEN), __builtin_shufflevector(a, b, ODD)};
+#else
+    return {__builtin_shuffle(a, b, Ints{EVEN}), __builtin_shuffle(a, b, Ints{ODD})};
+#endif
+}
+
+INLINE Ints ignored(const Call &call, Labels y) {
+    return (y.low == (int32_t)call.ignore_index) & (y.high == (int32_t)(call.ignore_index >> 32));
+}
+
+// table[y], and `otherwise` without a table
+INLINE Floats at(const float *table, float otherwise, int64_t C, Ints y) {
+    Floats x = all(otherwise);
+    if (table && C <= LANES)
+        for (int c = 0; c < C; c++) x = y == c ? all(table[c]) : x;
+    else if (table)
+        for (int i = 0; i < LANES; i++) x[i] = table[y[i]];
+    return x;
+}
+
+INLINE void describe(const Call &call, Rows &rows) {
+    for (int64_t r = 0; r < rows.n; r += LANES) {
+        Labels y = labels(call.y + rows.first + r, rows.n - r);
+        Ints masked = ignored(call, y), label = masked ? Ints{} : y.low;
+        vector(rows.masked + r) = masked;
+        vector(rows.label + r) = label;
+        vector(rows.weight + r) = masked ? Floats{} : at(call.weights, 1, call.C, label);
+        vector(rows.margin + r) = at(call.margins, 0, call.C, label);
+    }
+    int64_t i = rows.first / call.inner, j = rows.first % call.inner;
+    bool neighbours = call.z_inner == 1 && call.grad_inner == 1;
+    for (int64_t r = 0; r < rows.n;) {
+        rows.z_at[r] = i * call.z_outer + j * call.z_inner;
+        rows.grad_at[r] = i * call.grad_outer + j * call.grad_inner;
+        bool starts = r % LANES == 0 && r + LANES <= rows.n;
+        if (starts) rows.together[r / LANES] = neighbours && j + LANES <= call.inner;
+        int64_t step = starts && rows.together[r / LANES] ? LANES : 1;
+        r += step, j += step;
+        if (j == call.inner) i++, j = 0;
+    }
+    for (int64_t r = rows.n; r % LANES != 0; r++) {
+        rows.together[r / LANES] = false;
+        rows.z_at[r] = rows.z_at[rows.n - 1];
+    }
+}
+
+// In short loops: a processor takes several turns of one at the same time, but few of a long one
+INLINE void terms(const Call &call, Rows &rows) {
+    int64_t n = rows.n;
+    for (int64_t r = 0; r < n; r++) rows.loss[r] = rows.slope[r] = 0;
+    if (call.margins) {
+        for (int64_t r = 0; r < n; r += LANES) {
+            Floats S_s = larger(all(1), vector(rows.S_s + r));
+            vector(rows.omega + r) = log_odds(vector(rows.z_y + r), vector(rows.M + r), S_s,
+                                              call.scale, vector(rows.margin + r));
+            vector(rows.S_s + r) = S_s;
+        }
+        for (int64_t r = 0; r < n; r += LANES) {
+            Floats slope, a = (float)call.a * vector(rows.weight + r);
+            vector(rows.loss + r) = a * ldam(vector(rows.omega + r), call.scale, slope);
+            vector(rows.slope + r) = a * slope;
+            vector(rows.of_s + r) = -(a * slope) / vector(rows.S_s + r);
+        }
+    }
+    if (call.b != 0) {
+        for (int64_t r = 0; r < n; r += LANES) {
+            Floats S = larger(all(1), vector(rows.S + r));
+            vector(rows.omega + r) =
+                log_odds(vector(rows.z_y + r), vector(rows.M + r), S, 1, Floats{});
+            vector(rows.S + r) = S;
+        }
+        for (int64_t r = 0; r < n; r += LANES) {
+            Floats slope, b = (float)call.b * vector(rows.weight + r);
+            vector(rows.loss + r) += b * focal(vector(rows.omega + r), call.gamma, slope);
+            vector(rows.slope + r) += b * slope;
+            vector(rows.of + r) = -(b * slope) / vector(rows.S + r);
+        }
+    }
+}
+
+// --- a tile: exponentials and gradient, where a vector takes rows: x and e are (C, pitch)
+
+INLINE float widened(float x) { return x; }
+INLINE float widened(BFloat16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+INLINE Floats widened_from(const float *z) {
+    Floats x;
+    memcpy(&x, z, sizeof x);
+    return x;
+}
+INLINE Floats widened_from(const BFloat16 *z) {
+    Halves x;
+    memcpy(&x, z, sizeof x);
+    return (Floats)(__builtin_convertvector(x, Ints) << 16);
+}
+
+// Σ e^{s (x - M)} over the classes of a vector's rows, each of which goes to e
+INLINE Floats exp_and_sum(int64_t C, int64_t pitch, const float *x, float *e, Floats M, float s) {
+    Floats S{};
+    for (int64_t begin = 0; begin < C; begin += FEW) {  // a sum of sums rounds less
+        Floats some{};
+        for (int64_t c = begin; c < C && c < begin + FEW; c++) {
+            Floats d = *(const Floats *)(x + c * pitch) - M;
+            some += vector(e + c * pitch) = exp_(s * d, NEGLIGIBLE);
+        }
+        S += some;
+    }
+    return S;
+}
+
+template <class T>
+INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t pitch) {
+    const T *z = (const T *)call.z;
+    int64_t C = call.C;
+    for (int64_t r = 0; r < rows.n; r += LANES) {
+        const int64_t *at = rows.z_at + r;
+        bool together = rows.together[r / LANES];
+        if (!together)
+            for (int i = 0; i < LANES; i++)
+                for (int64_t c = 0; c < C; c++)
+                    x[c * pitch + r + i] = widened(z[at[i] + c * call.z_class]);
+        Ints label = vector(rows.label + r), masked = vector(rows.masked + r);
+        Floats z_y{}, M = all(-LARGE);
+        for (int64_t c = 0; c < C; c++) {
+            Floats &x_c = vector(x + c * pitch + r);
+            if (together) x_c = widened_from(z + at[0] + c * call.z_class);
+            Floats z_c = masked ? Floats{} : x_c;
+            z_y = label == (int32_t)c ? z_c : z_y;
+            x_c = label == (int32_t)c ? all(-LARGE) : z_c;
+            M = larger(x_c, M);
+        }
+        vector(rows.z_y + r) = z_y;
+        vector(rows.M + r) = M;
+    }
+    for (int64_t r = 0; r < rows.n; r += LANES) {
+        Floats M = vector(rows.M + r);
+        if (call.margins) vector(rows.S_s + r) = exp_and_sum(C, pitch, x + r, e + r, M, call.scale);
+        if (call.b != 0) vector(rows.S + r) = exp_and_sum(C, pitch, x + r, x + r, M, 1);
+    }
+}
+
+INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t pitch) {
+    int64_t C = call.C;
+    for (int64_t r = 0; r < rows.n; r += LANES) {
+        const int64_t *at = rows.grad_at + r;
+        bool together = rows.together[r / LANES];
+        Ints label = vector(rows.label + r);
+        Floats of_s = vector(rows.of_s + r), of = vector(rows.of + r);
+        Floats slope = vector(rows.slope + r);
+        for (int64_t c = 0; c < C; c++) {
+            Floats g{};
+            if (call.margins) g += vector(e + c * pitch + r) * of_s;
+            if (call.b != 0) g += vector(x + c * pitch + r) * of;
+            g = label == (int32_t)c ? slope : g;
+            float *to = together ? call.grad + at[0] + c * call.grad_class : x + c * pitch + r;
+            memcpy(to, &g, sizeof g);
+        }
+        if (!together)
+            for (int i = 0; i < LANES && r + i < rows.n; i++)
+                for (int64_t c = 0; c < C; c++)
+                    call.grad[at[i] + c * call.grad_class] = x[c * pitch + r + i];
+    }
+}
+
+// --- the same where a vector takes classes: x and e are (rows, C), C rounded up
+
+INLINE float sum(Floats x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INLINE float exp_and_sum_of_row(int64_t padded, const float *x, float *e, float M, float s) {
+    Floats S{};
+    for (int64_t begin = 0; begin < padded; begin += FEW * LANES) {
+        Floats some{};
+        for (int64_t c = begin; c < padded && c < begin + FEW * LANES; c += LANES) {
+            Floats d = *(const Floats *)(x + c) - M;
+            some += vector(e + c) = exp_(s * d, NEGLIGIBLE);
+        }
+        S += some;
+    }
+    return sum(S);
+}
+
+template <class T>
+INLINE void classes_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t padded) {
+    for (int64_t r = 0; r < rows.n; r++, x += padded, e += padded) {
+        const T *z = (const T *)call.z + rows.z_at[r];
+        for (int64_t c = 0; c < call.C; c++) x[c] = widened(z[c]);
+        for (int64_t c = call.C; c < padded; c++) x[c] = -LARGE;
+        if (rows.masked[r])
+            for (int64_t c = 0; c < call.C; c++) x[c] = 0;
+        rows.z_y[r] = x[rows.label[r]];
+        x[rows.label[r]] = -LARGE;
+        Floats most = all(-LARGE);
+        for (int64_t c = 0; c < padded; c += LANES) most = larger(vector(x + c), most);
+        float M = -LARGE;
+        for (int i = 0; i < LANES; i++) M = most[i] > M ? most[i] : M;
+        rows.M[r] = M;
+        if (call.margins) rows.S_s[r] = exp_and_sum_of_row(padded, x, e, M, call.scale);
+        if (call.b != 0) rows.S[r] = exp_and_sum_of_row(padded, x, x, M, 1);
+    }
+}
+
+INLINE void gradient_of_rows(const Call &call, Rows &rows, float *x, float *e, int64_t padded) {
+    for (int64_t r = 0; r < rows.n; r++, x += padded, e += padded) {
+        float *grad = call.grad + rows.grad_at[r];
+        float of_s = call.margins ? rows.of_s[r] : 0, of = call.b != 0 ? rows.of[r] : 0;
+        for (int64_t c = 0; c < padded; c += LANES) {
+            Floats g{};
+            if (call.margins) g += vector(e + c) * of_s;
+            if (call.b != 0) g += vector(x + c) * of;
+            vector(x + c) = g;
+        }
+        x[rows.label[r]] = rows.slope[r];
+        for (int64_t c = 0; c < call.C; c++) grad[c] = x[c];
+    }
+}
+
+// --- all of them
+
+template <class T>
+INLINE void take(const Call &call, const Plan &plan, Rows &rows, float *x, float *e) {
+    describe(call, rows);
+    if (plan.by_rows)
+        rows_in_vectors<T>(call, rows, x, e, plan.pitch);
+    else
+        classes_in_vectors<T>(call, rows, x, e, plan.pitch);
+    terms(call, rows);
+    if (!call.grad) return;
+    if (plan.by_rows)
+        gradient_in_vectors(call, rows, x, e, plan.pitch);
+    else
+        gradient_of_rows(call, rows, x, e, plan.pitch);
+}
+
+double chunk(const Call &call, const Plan &plan, bool bfloat16, int64_t begin, int64_t end,
+             float *x) {
+    Rows rows;
+    double total = 0;
+    for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
+        rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
+        if (bfloat16)
+            take<BFloat16>(call, plan, rows, x, x + plan.size);
+        else
+            take<float>(call, plan, rows, x, x + plan.size);
+        for (int64_t r = 0; r < rows.n; r++) {
+            total += rows.loss[r];
+            if (call.losses) call.losses[rows.first + r] = rows.loss[r];
+        }
+    }
+    return total;
+}
+
+INLINE int64_t sum(Ints x) {
+    int64_t total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+Totals totals_of(const Call &call, int64_t begin, int64_t end) {
+    Totals found = {0, 0, true};
+    int64_t r = begin, C = call.C;
+    if (C <= LANES) {  // vectors count each class
+        Ints counts[LANES] = {}, others{};
+        for (; r + LANES <= end; r += LANES) {
+            Labels y = labels(call.y + r, LANES);
+            Ints masked = ignored(call, y), known;
+            known = (y.high == 0) & (y.low >= 0) & (y.low < (int32_t)C);
+            Ints label = known & ~masked ? y.low : Ints{} - 1;
+            others -= masked;
+            for (int c = 0; c < C; c++) counts[c] -= label == c;
+        }
+        for (int c = 0; c < C; c++) {
+            int64_t n = sum(counts[c]);
+            found.examples += n;
+            found.weight += n * (call.weights ? (double)call.weights[c] : 1);
+        }
+        found.known = found.examples + sum(others) == r - begin;
+    }
+    for (; r < end; r++) {
+        int64_t y = call.y[r];
+        bool valid = y != call.ignore_index, known = y >= 0 && y < C;
+        found.known &= known || !valid;
+        found.weight += !(valid && known) ? 0 : call.weights ? call.weights[y] : 1;
+        found.examples += valid;
+    }
+    return found;
+}
