@@ -19,7 +19,7 @@ class Adapter:
     traced_modes: tuple[str, ...]  # that cannot look at labels
     compiled_modes: tuple[str, ...]  # in which new shapes cost a compilation
     number_modes: tuple[str, ...] = ()  # in which new hyper-parameters cost one too
-    has_sigmoid = True
+    left_out: tuple[str, ...] = ()  # words in the names of tests that concern other backends
 
     def __init__(self, mode):
         self.mode = mode
@@ -130,6 +130,16 @@ class Torch(Adapter):
         return call, ([None if v is None else torch.tensor(v) for v in vectors], numbers)
 
 
+class TorchOperator(Torch):
+    """Compiled calls of the CPU kernel, for small batches too."""
+
+    modes = traced_modes = compiled_modes = ("operator",)
+    left_out = ("sigmoid", "soft", "-float64", "-float16", "impossible")
+
+    def takes(self, plan):
+        return super().takes(plan) and not plan.soft and plan.dtype in ("float32", "bfloat16")
+
+
 class Triton(Adapter):
     """The fused kernel of PyTorch's CUDA tensors, any class axis and any mask; in Triton's
     interpreter, on CPU tensors, where there is no GPU.
@@ -138,7 +148,7 @@ class Triton(Adapter):
     framework = engine = "torch"
     modes = traced_modes = ("triton",)
     compiled_modes = ()
-    has_sigmoid = False
+    left_out = ("sigmoid",)
 
     @cached_property
     def losses(self):
@@ -274,4 +284,8 @@ class Keras(Adapter):
         return lambda _, z, y: loss(y, z), None
 
 
-ADAPTERS = [adapter(mode) for adapter in (Torch, Triton, Jax, Keras) for mode in adapter.modes]
+ADAPTERS = [
+    adapter(mode)
+    for adapter in (Torch, TorchOperator, Triton, Jax, Keras)
+    for mode in adapter.modes
+]

@@ -244,3 +244,149 @@ def test_second_derivatives(torch, calls):
     assert calls
     expected = (grads[0] - grads[1]) / (2 * h)
     np.testing.assert_allclose(product.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- compiled code, beside the suite's mode "operator"
+
+
+@pytest.fixture
+def operator(calls, cpu, monkeypatch):
+    """One entry for each call of the kernel, which compiled code makes whatever the size."""
+    monkeypatch.setattr(cpu, "WORTH_A_CALL", 0)
+    return calls
+
+
+def compiled(torch, loss, **options):
+    torch._dynamo.reset()
+    return torch.compile(loss, fullgraph=True, **options)
+
+
+def batch(torch, *shape):
+    """Logits, labels, a seventh of which is ignored, and the loss."""
+    z, y = torch.randn(shape), torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    y.view(-1)[::7] = -100
+    return z.requires_grad_(), y, load("lmf_multi.torch").LMFLoss(range(1, shape[1] + 1))
+
+
+@pytest.mark.parametrize("rows", [4681, 4682])
+def test_compiled_batches_worth_a_call(torch, calls, rows):
+    """From 2^15 logits on; the same bits as eagerly."""
+    z, y, loss = batch(torch, rows, 7)
+    value = compiled(torch, loss)(z, y)
+    assert len(calls) == (rows == 4682)
+    (grad,) = torch.autograd.grad(value, z)
+    if calls:
+        expected = loss(z, y)
+        assert torch.equal(value, expected)
+        assert torch.equal(grad, torch.autograd.grad(expected, z)[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_layouts(torch, operator, layout):
+    z = LAYOUTS[layout](torch.randn(48, 7)).detach().requires_grad_()
+    y, upstream = torch.randint(0, 7, (z.shape[0], *z.shape[2:])), torch.rand(z.select(1, 0).shape)
+    y[..., ::5] = -100
+    for reduction in ("none", "mean"):
+        loss = load("lmf_multi.torch").LMFLoss(range(1, 8), reduction=reduction)
+        values = [f(z, y) for f in (loss, compiled(torch, loss))]
+        (grad, of_compiled) = (
+            torch.autograd.grad(v, z, upstream if v.dim() else None)[0] for v in values
+        )
+        assert torch.equal(*values) and torch.equal(grad, of_compiled)
+        assert grad.stride() == of_compiled.stride()
+    assert len(operator) == 4
+
+
+def test_compiled_parts_of_a_batch(torch, operator):
+    """The means of a larger batch: its totals reach the kernel."""
+    z, y, loss = batch(torch, 30, 3)
+    run, totals = compiled(torch, loss), loss.normalizers(y)
+    parts = [(z.detach()[rows], y[rows]) for rows in (slice(0, 10), slice(10, 30))]
+    values = [run(*part, normalizers=totals) for part in parts]
+    torch.testing.assert_close(sum(values), loss(z, y), rtol=1e-6, atol=0)
+    assert len(operator) == 3
+
+
+def test_compiled_without_gradient(torch, operator, cpu):
+    """None is computed."""
+    z, y, loss = batch(torch, 30, 3)
+    with torch.no_grad():
+        assert torch.equal(compiled(torch, loss)(z, y), loss(z, y))
+    assert len(operator) == 2
+    arguments = (z, y, None, None, None, None, 0.0, 1.0, 1.5, 1.0, 1, -100, "mean")
+    assert cpu.operator(*arguments, True)[1].shape == z.shape
+    assert cpu.operator(*arguments, False)[1].shape == (0,)
+
+
+def test_compiled_for_any_number_of_rows(torch, operator):
+    z, y, loss = batch(torch, 60, 3)
+    counting = load("torch._dynamo.testing").CompileCounterWithBackend("inductor")
+    run = compiled(torch, loss, dynamic=True, backend=counting)
+    frames = []
+    for rows in (60, 50, 7):
+        some = z[:rows].detach().requires_grad_(), y[:rows].clone()
+        assert torch.equal(run(*some), loss(*some))
+        frames.append(counting.frame_count)
+    assert len(set(frames)) == 1 and len(operator) == 6
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("bad", [3, -1, 2**40])
+def test_compiled_labels_out_of_range_give_nan(torch, operator, reduction, bad):
+    z, y, _ = batch(torch, 30, 3)
+    y[1] = bad
+    loss = load("lmf_multi.torch").LMFLoss(COUNTS, reduction=reduction)
+    value = compiled(torch, loss)(z, y)
+    (grad,) = torch.autograd.grad(value.sum(), z)
+    spoilt = torch.arange(30) == 1
+    assert torch.equal(value.isnan(), spoilt if reduction == "none" else torch.tensor(True))
+    assert torch.equal(grad.isnan().all(1), spoilt if reduction != "mean" else spoilt | True)
+    assert operator
+
+
+# of opcheck's own copies
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_operator_keeps_pytorchs_rules(torch, cpu):
+    """Schema, shapes and strides without numbers, autograd, dynamic shapes."""
+    z, y, loss = batch(torch, 5, 3, 4)
+    vectors, totals = [loss.margins.float(), loss.class_weight.float()], [torch.tensor(2.0)] * 2
+    numbers = (1.5, 1.0, 1.5, 30.0, 1, -100)
+    strided = torch.randn(5, 4, 3).movedim(-1, 1)
+    halved = strided.bfloat16().requires_grad_()
+    for arguments in (
+        (z, y, *vectors, None, None, *numbers, "mean", True),
+        (z.detach(), y, *vectors, *totals, *numbers, "batch_mean", False),
+        (strided.requires_grad_(), y.int(), *[None] * 4, 0.0, *numbers[1:], "none", True),
+        (halved, y, *vectors, None, None, *numbers, "none", True),
+    ):
+        torch.library.opcheck(cpu.operator, arguments)
+
+
+def test_compiled_second_derivatives(torch, operator):
+    """By autograd in the traced graph; a compiled backward pass has none, and PyTorch says so."""
+    z, y, loss = batch(torch, 12, 3)
+    products = []
+    for run in (loss, compiled(torch, loss, backend="eager")):
+        (grad,) = torch.autograd.grad(run(z, y), z, create_graph=True)
+        products += torch.autograd.grad(grad.square().sum(), z)
+    assert products[0].any()
+    torch.testing.assert_close(*products, rtol=1e-5, atol=0)
+    assert len(operator) == 2
+
+
+def test_transforms_in_compiled_code_take_operations(torch, operator):
+    z, y, loss = batch(torch, 12, 3)
+    z, y = z.detach(), y.clamp(min=0)
+    expected = torch.func.grad(loss)(z, y)
+    torch.testing.assert_close(compiled(torch, torch.func.grad(loss))(z, y), expected)
+    of_rows = torch.func.vmap(loss)
+    torch.testing.assert_close(compiled(torch, of_rows)(z, y), of_rows(z, y))
+    assert not operator
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_code_needs_no_kernel(torch, operator, strict):
+    z, y, loss = batch(torch, 12, 3)
+    program = torch.export.export(loss, (z.detach(), y), strict=strict)
+    assert "lmf_multi" not in str(program.graph)
+    torch.testing.assert_close(program.module()(z.detach(), y), loss(z, y).detach())

@@ -10,18 +10,20 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, Optional, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from lmf_multi.spec import Reduction, check_label_range
+from lmf_multi.spec import Reduction
+from lmf_multi.torch._closed_form import one_class
 from lmf_multi.torch._eager import Known
 from lmf_multi.torch._triton import layout_of
 
 _LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float32, torch.bfloat16)
 _UNKNOWN_LABEL, _NO_MEMORY = 1, 2
+WORTH_A_CALL = 2**15  # logits; compiled operations are faster on fewer
 _POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
 
 
@@ -67,7 +69,9 @@ def kernel_loss(
     totals: tuple[Tensor, Tensor] | None,
     plain: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
-    """The reduced loss of integer labels; None where it is not finite, which is left to ``plain``.
+    """The reduced loss of integer labels; None where a label is out of range or it is not finite.
+
+    Those are left to ``plain``.
 
     Args:
         z: float32 or bfloat16, logits, the classes along ``axis``.
@@ -76,27 +80,49 @@ def kernel_loss(
         w: (C,) float32, or None for ones.
         plain: the same loss of the logits, in differentiable operations: for second derivatives.
         totals: replace the batch's total class weight and number of examples in the means.
-
-    Raises:
-        ValueError: a label is out of range.
     """
-    layout, C, y = layout_of(z, y, axis), z.shape[axis], y.long().contiguous()
+    tensors = (z, y, Δ, w, *(totals or (None, None)))
+    settings = _Settings(alpha, beta, γ, s, axis, ignore_index, reduction)
+    known = _call(tensors, settings, z.requires_grad and torch.is_grad_enabled())
+    return None if known is None else Known.apply(z, known, axis, plain)
+
+
+class _Settings(NamedTuple):
+    alpha: float
+    beta: float
+    gamma: float
+    scale: float
+    axis: int
+    ignore_index: int
+    reduction: Reduction
+
+
+# logits, labels, margins, class weights, and the totals of weights and of examples
+_Tensors: TypeAlias = tuple[
+    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
+
+
+def _call(
+    tensors: _Tensors, settings: _Settings, with_grad: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """The loss and its gradient, or None as ``kernel_loss``."""
+    z, y, Δ, w, *totals = tensors
+    alpha, beta, γ, s, axis, ignore_index, reduction = settings
+    layout, y = layout_of(z, y, axis), y.long().contiguous()
     assert layout is not None, "has_kernel_for() refuses these strides"
-    with_grad = z.requires_grad and torch.is_grad_enabled()
     grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
     losses = torch.empty(y.shape) if reduction == "none" else None
     Δ, w = (None if v is None else v.contiguous() for v in (Δ if alpha else None, w))
-    weight, examples = (torch.nan,) * 2 if totals is None else (t.sum().item() for t in totals)
     total = ctypes.c_double()
-    addresses = (None if v is None else v.data_ptr() for v in (Δ, w, grad, losses))
     status = kernel()(
         z.data_ptr(),
         z.dtype == torch.bfloat16,
         y.data_ptr(),
-        *addresses,
+        *(None if v is None else v.data_ptr() for v in (Δ, w, grad, losses)),
         ctypes.addressof(total),
         y.numel(),
-        C,
+        z.shape[axis],
         layout.inner,
         *layout.z,
         *layout.grad,
@@ -107,17 +133,145 @@ def kernel_loss(
         s,
         reduction == "mean",
         reduction in ("mean", "batch_mean"),
-        weight,
-        examples,
+        *(torch.nan if t is None else t.sum().item() for t in totals),
         torch.get_num_threads(),
     )
     if status == _NO_MEMORY:
         raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
-    if status == _UNKNOWN_LABEL:
-        some = y[y != ignore_index]
-        check_label_range(int(some.min()), int(some.max()), C, f"ignore_index={ignore_index}")
-    if not math.isfinite(total.value):
+    if status == _UNKNOWN_LABEL or not math.isfinite(total.value):
         return None
-    value = torch.tensor(total.value) if losses is None else losses
-    loss: Tensor = Known.apply(z, (value, grad), axis, plain)
+    return torch.tensor(total.value) if losses is None else losses, grad
+
+
+# --- in compiled code, an operator
+
+
+_is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernel() -> bool:
+    return kernel() is not None
+
+
+def has_operator_for(z: Tensor, y: Tensor) -> bool:
+    """Whether ``torch.compile`` is to call the kernel, as it sees these tensors.
+
+    Not in what is exported, which may run where this package is not installed, and not under the
+    transforms of ``torch.func``, which can batch and differentiate operations.
+    """
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and _is_exporting is not None
+        and not _is_exporting()
+        and not torch._C._are_functorch_transforms_active()
+        and z.device.type == y.device.type == "cpu"
+        and z.dtype in _DTYPES
+        and z.numel() >= WORTH_A_CALL
+        and _has_kernel()
+    )
+
+
+def operator_loss(
+    z: Tensor,
+    y: Tensor,
+    Δ: Tensor | None,
+    w: Tensor | None,
+    alpha: float,
+    beta: float,
+    γ: float,
+    s: float,
+    axis: int,
+    ignore_index: int,
+    reduction: Reduction,
+    totals: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """As ``kernel_loss``; a label out of range gives NaN."""
+    tensors = (z, y, Δ if alpha else None, w, *(totals or (None, None)))
+    settings = (alpha, beta, γ, s, axis, ignore_index, reduction)
+    with_grad = z.requires_grad and torch.is_grad_enabled()
+    loss: Tensor = operator(*tensors, *settings, with_grad)[0]
     return loss
+
+
+@torch.library.custom_op("lmf_multi::one_class", mutates_args=())
+def operator(
+    z: Tensor,
+    y: Tensor,
+    margins: Optional[Tensor],  # noqa: UP045  # older PyTorch reads no other union
+    class_weight: Optional[Tensor],  # noqa: UP045
+    total_weight: Optional[Tensor],  # noqa: UP045
+    total_examples: Optional[Tensor],  # noqa: UP045
+    alpha: float,
+    beta: float,
+    gamma: float,
+    scale: float,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The reduced loss of integer labels, and its gradient, empty where nobody wants it."""
+    tensors = (z, y, margins, class_weight, total_weight, total_examples)
+    settings = _Settings(alpha, beta, gamma, scale, axis, ignore_index, cast(Reduction, reduction))
+    known = _call(tensors, settings, with_grad) if has_kernel_for(z, y, axis) else None
+    if known is None:
+        losses, of_z = _operations(tensors, settings, combine=one_class, look=False)
+        grad = torch.empty_like(z, dtype=torch.float32).copy_(of_z) if with_grad else None
+        known = losses if reduction == "none" else losses.sum(), grad
+    loss, grad = known
+    return loss, z.new_empty(0) if grad is None else grad
+
+
+@operator.register_fake
+def _(z: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, reduction, with_grad = others
+    loss = y.new_empty(y.shape if reduction == "none" else (), dtype=torch.float32)
+    return loss, torch.empty_like(z, dtype=torch.float32) if with_grad else z.new_empty(0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.settings = _Settings(*inputs[6:-1])
+    ctx.set_materialize_grads(False)  # or the backward pass gets zeros of the logits' size
+    ctx.save_for_backward(*inputs[:6], output[1])
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * 14
+    *tensors, grad = ctx.saved_tensors
+    z, by_row = tensors[0], upstream.dim() > 0
+    if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
+        losses = _operations(tensors, ctx.settings)
+        loss = losses if by_row else losses.sum()
+        (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
+        return grad, *[None] * 13
+    upstream = upstream.unsqueeze(ctx.settings.axis) if by_row else upstream
+    return (upstream * grad).to(z.dtype), *[None] * 13
+
+
+operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _operations(tensors: _Tensors, settings: _Settings, **options: Any) -> Any:
+    """The same without the kernel, as ``compute_loss``."""
+    from lmf_multi.torch._functional import compute_loss  # which imports this module
+
+    z, y, Δ, w, *totals = tensors
+    alpha, beta, γ, s, axis, ignore_index, reduction = settings
+    return compute_loss(
+        z,
+        y,
+        Δ,
+        w,
+        alpha,
+        beta,
+        γ,
+        s,
+        0.0,
+        axis=axis,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        totals=None if totals[0] is None else cast(Any, totals),
+        **options,
+    )

@@ -20,7 +20,7 @@ from lmf_multi.spec import (
     check_vectors,
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
-from lmf_multi.torch._cpu import has_kernel_for, kernel_loss
+from lmf_multi.torch._cpu import has_kernel_for, has_operator_for, kernel_loss, operator_loss
 from lmf_multi.torch._eager import SMALL, small_loss
 from lmf_multi.torch._triton import fused_loss, supports
 
@@ -165,7 +165,7 @@ def masked_loss(
     Δ, w, soft = checked(check_inputs, input, target, margins, class_weight, axis, None, numbers)
 
     def plain(z: Tensor) -> Tensor:
-        loss = compute_loss(
+        loss: Tensor = compute_loss(
             z,
             target,
             Δ,
@@ -185,6 +185,8 @@ def masked_loss(
         loss = kernel_loss(input, target, *terms, reduction, totals, plain)
     elif on_cpu and input.numel() <= SMALL:
         loss = small_loss(input, target, *terms, reduction, totals, plain)
+    elif one_class and has_operator_for(input, target):
+        loss = operator_loss(input, target, *terms, reduction, totals)
     elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
         loss = fused_loss(
             input,
@@ -251,11 +253,15 @@ def compute_loss(
     mask_name: str | None = None,
     reduction: Reduction,
     totals: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+    look: bool = True,
+    combine: Callable[..., Any] = mixture,
+) -> Any:
     """What each example contributes to the reduced loss; ``reduction`` is their sum.
 
     Examples take no part where ``where`` is False or an integer label is ``ignore_index``.
     ``totals`` replaces the batch's total class weight and number of examples in the means.
+    Without a ``look`` at the labels those out of range give NaN. ``combine`` takes what ``mixture``
+    takes.
     """
     numbers = (alpha, beta, gamma, scale, label_smoothing)
     Δ, w, soft = checked(check_inputs, z, y, margins, class_weight, axis, where, numbers)
@@ -268,14 +274,14 @@ def compute_loss(
         W = (q if w is None else q * w.view(by_class)).sum(axis)
     else:
         mask_name = mask_name or f"ignore_index={ignore_index}"
-        y, presence, masked = _targets(y, C, where, ignore_index, mask_name, loss_dtype(z))
+        y, presence, masked = _targets(y, C, where, ignore_index, mask_name, loss_dtype(z), look)
         W = presence if w is None else presence * _at(w, y)
     by_weight, by_examples = normalizers(W, presence, reduction, totals)
 
     if not soft and label_smoothing == 0:
         a = None if alpha == 0 else W * (alpha / by_weight)
         b = None if beta == 0 else W * (beta / by_examples)
-        return mixture(z, y, masked, None if Δ is None else _at(Δ, y), a, b, gamma, scale, axis)
+        return combine(z, y, masked, None if Δ is None else _at(Δ, y), a, b, gamma, scale, axis)
 
     if not soft:
         present = presence.unsqueeze(axis)
@@ -285,7 +291,7 @@ def compute_loss(
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
     z, Δ = torch.where(present == 0, 0.0, z), None if Δ is None else Δ.view(by_class)
-    return mixture(z, None, None, Δ, a, b, gamma, scale, axis)
+    return combine(z, None, None, Δ, a, b, gamma, scale, axis)
 
 
 def checked(
@@ -360,10 +366,11 @@ def _targets(
     ignore_index: int | None,
     mask_name: str,
     dtype: torch.dtype,
+    look: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Class indices; each example's presence, 1, 0 for a masked one, NaN out of range; the mask."""
-    looked_at = readable(y) and y.numel() > 0
-    if looked_at and where is None:
+    look = look and readable(y)
+    if look and y.numel() and where is None:
         smallest, largest = (int(bound) for bound in torch.aminmax(y))
         if ignore_index is None or not smallest <= ignore_index <= largest:
             check_label_range(smallest, largest, C, mask_name)
@@ -375,9 +382,9 @@ def _targets(
     masked = None if where is None else ~where
     y = y if masked is None else y.masked_fill(masked, 0)
     presence = torch.ones_like(y, dtype=dtype) if where is None else where.to(dtype)
-    if not readable(y):
+    if not look:
         return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan), masked
-    if looked_at:
+    if y.numel():
         smallest, largest = (int(bound) for bound in torch.aminmax(y))
         check_label_range(smallest, largest, C, mask_name)
     return y, presence, masked
