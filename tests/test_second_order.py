@@ -74,6 +74,23 @@ def test_torch_func(form, gamma):
     compare(product.numpy(), case)
 
 
+@forms
+def test_torch_func_in_compiled_code(form):
+    """First derivatives; the second, which the compiler would take for 0, are refused."""
+    torch, case = load("torch"), build(form, 1.5)
+    f, z = torch_loss(case), torch.tensor(LOGITS)
+
+    def squared_slope(z):
+        return torch.func.grad(f)(z).square().sum()
+
+    torch._dynamo.reset()
+    value = torch.compile(squared_slope, fullgraph=True)(z)
+    torch.testing.assert_close(value, squared_slope(z), rtol=1e-12, atol=0)
+    sentence = "torch.compile differentiates this loss once, got nested transforms of torch.func"
+    with pytest.raises(Exception, match=sentence):
+        torch.compile(torch.func.grad(squared_slope))(z)
+
+
 def test_torch_gradcheck():
     """Third derivatives too; autograd's own differences in place of the reference's."""
     torch = load("torch")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 
 def readable(x: Tensor) -> bool:
@@ -53,11 +55,28 @@ def mixture(
         return _value_and_grad(*arguments)[0]
     if is_plain(z):
         loss: Tensor = _Eager.apply(*arguments, torch.is_grad_enabled() and z.requires_grad)
+    elif torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        loss, _ = _value_and_grad(*arguments)  # the compiler leaves the gradient out
     elif torch.compiler.is_compiling():
+        _refuse_second_derivatives()
         loss, _ = _ClosedForm.apply(*arguments)
     else:
         loss, _ = _ClosedFormForward.apply(*arguments)
     return loss
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _refuse_second_derivatives() -> None:
+    """Under ``torch.compile`` those of ``torch.func`` would be 0.
+
+    It takes what the backward pass of an ``autograd.Function`` returns for constant.
+    """
+    levels = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
+    if levels.count(TransformType.Grad) > 1:
+        raise NotImplementedError(
+            "torch.compile differentiates this loss once, got nested transforms of torch.func; "
+            "run them eagerly"
+        )
 
 
 class _ClosedForm(torch.autograd.Function):
