@@ -1,7 +1,7 @@
 """The loss of plain CPU tensors in one pass over the logits, where the kernel was compiled.
 
 ``_cpu.cpp`` computes value and gradient together: forward and backward read the logits once, and
-no buffer beside logits and gradient is of their size.
+no buffer beside logits and gradient is of their size. Under ``torch.compile`` an operator calls it.
 """
 
 import ctypes
