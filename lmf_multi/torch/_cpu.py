@@ -71,7 +71,7 @@ def kernel_loss(
 ) -> Tensor | None:
     """The reduced loss of integer labels; None where a label is out of range or it is not finite.
 
-    Those are left to ``plain``.
+    Those are left to ``plain``. Compiled code always gets a loss, as it cannot look.
 
     Args:
         z: float32 or bfloat16, logits, the classes along ``axis``.
@@ -81,9 +81,12 @@ def kernel_loss(
         plain: the same loss of the logits, in differentiable operations: for second derivatives.
         totals: replace the batch's total class weight and number of examples in the means.
     """
-    tensors = (z, y, Δ, w, *(totals or (None, None)))
+    tensors = (z, y, Δ if alpha else None, w, *(totals or (None, None)))
     settings = _Settings(alpha, beta, γ, s, axis, ignore_index, reduction)
-    known = _call(tensors, settings, z.requires_grad and torch.is_grad_enabled())
+    with_grad = z.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return cast(Tensor, operator(*tensors, *settings, with_grad)[0])
+    known = _call(tensors, settings, with_grad)
     return None if known is None else Known.apply(z, known, axis, plain)
 
 
@@ -113,7 +116,7 @@ def _call(
     assert layout is not None, "has_kernel_for() refuses these strides"
     grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
     losses = torch.empty(y.shape) if reduction == "none" else None
-    Δ, w = (None if v is None else v.contiguous() for v in (Δ if alpha else None, w))
+    Δ, w = (None if v is None else v.contiguous() for v in (Δ, w))
     total = ctypes.c_double()
     status = kernel()(
         z.data_ptr(),
@@ -170,28 +173,6 @@ def has_operator_for(z: Tensor, y: Tensor) -> bool:
         and z.numel() >= WORTH_A_CALL
         and _has_kernel()
     )
-
-
-def operator_loss(
-    z: Tensor,
-    y: Tensor,
-    Δ: Tensor | None,
-    w: Tensor | None,
-    alpha: float,
-    beta: float,
-    γ: float,
-    s: float,
-    axis: int,
-    ignore_index: int,
-    reduction: Reduction,
-    totals: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """As ``kernel_loss``; a label out of range gives NaN."""
-    tensors = (z, y, Δ if alpha else None, w, *(totals or (None, None)))
-    settings = (alpha, beta, γ, s, axis, ignore_index, reduction)
-    with_grad = z.requires_grad and torch.is_grad_enabled()
-    loss: Tensor = operator(*tensors, *settings, with_grad)[0]
-    return loss
 
 
 @torch.library.custom_op("lmf_multi::one_class", mutates_args=())

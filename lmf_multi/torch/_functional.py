@@ -20,7 +20,7 @@ from lmf_multi.spec import (
     check_vectors,
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
-from lmf_multi.torch._cpu import has_kernel_for, has_operator_for, kernel_loss, operator_loss
+from lmf_multi.torch._cpu import has_kernel_for, has_operator_for, kernel_loss
 from lmf_multi.torch._eager import SMALL, small_loss
 from lmf_multi.torch._triton import fused_loss, supports
 
@@ -181,12 +181,11 @@ def masked_loss(
     loss, one_class = None, not soft and label_smoothing == 0
     terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
     on_cpu = one_class and readable(input) and readable(target)
-    if on_cpu and has_kernel_for(input, target, axis):
+    in_pass = on_cpu and has_kernel_for(input, target, axis)
+    if in_pass or (one_class and has_operator_for(input, target)):
         loss = kernel_loss(input, target, *terms, reduction, totals, plain)
     elif on_cpu and input.numel() <= SMALL:
         loss = small_loss(input, target, *terms, reduction, totals, plain)
-    elif one_class and has_operator_for(input, target):
-        loss = operator_loss(input, target, *terms, reduction, totals)
     elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
         loss = fused_loss(
             input,
