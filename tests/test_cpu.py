@@ -145,6 +145,7 @@ def test_masked_rows_may_hold_anything(torch, calls):
     loss = load("lmf_multi.torch").lmf_loss(z, y, [0.1, 0.2, 0.5], **options)
     (grad,) = torch.autograd.grad(loss, z)
     assert calls and loss.isfinite()
+    assert "Known" in loss.grad_fn.name()  # nothing was left to operations
     assert not grad[::2].any() and grad[1::2].all()
 
 
@@ -297,13 +298,17 @@ def test_compiled_layouts(torch, operator, layout):
     assert len(operator) == 4
 
 
-def test_compiled_parts_of_a_batch(torch, operator):
-    """The means of a larger batch: its totals reach the kernel."""
+def test_compiled_parts_of_a_batch(torch, operator, cpu, monkeypatch):
+    """The means of a larger batch: its totals reach the kernel, and the operations without it."""
     z, y, loss = batch(torch, 30, 3)
-    run, totals = compiled(torch, loss), loss.normalizers(y)
+    run, totals, expected = compiled(torch, loss), loss.normalizers(y), loss(z, y)
     parts = [(z.detach()[rows], y[rows]) for rows in (slice(0, 10), slice(10, 30))]
-    values = [run(*part, normalizers=totals) for part in parts]
-    torch.testing.assert_close(sum(values), loss(z, y), rtol=1e-6, atol=0)
+    value = sum(run(*part, normalizers=totals) for part in parts)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
+    assert len(operator) == 3
+    monkeypatch.setattr(cpu, "has_kernel_for", lambda *tensors: False)
+    value = sum(run(*part, normalizers=totals) for part in parts)
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     assert len(operator) == 3
 
 
