@@ -15,6 +15,10 @@
 
 #include <omp.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "labels are read as their lower and their upper half"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))  // into each generation's functions
 
 namespace {
