@@ -5,6 +5,7 @@ which is what second derivatives use.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,17 @@ def mixture(
     return loss
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``torch.compile`` call it while it traces, and take what it returns for constant.
+
+    ``torch.compiler.assume_constant_result`` does the same, but imports Dynamo, which takes seconds
+    and imports Triton, which aborts the process where TensorFlow was imported first.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@at_trace_time
 def _refuse_second_derivatives() -> None:
     """Under ``torch.compile`` those of ``torch.func`` would be 0.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmf_multi.spec import Reduction
-from lmf_multi.torch._closed_form import one_class
+from lmf_multi.torch._closed_form import at_trace_time, one_class
 from lmf_multi.torch._eager import Known
 from lmf_multi.torch._triton import layout_of
 
@@ -152,7 +152,7 @@ def _call(
 _is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@at_trace_time
 def _has_kernel() -> bool:
     return kernel() is not None
 
