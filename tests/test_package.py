@@ -20,6 +20,7 @@ from tests.frameworks import load
 ROOT = Path(lmf_multi.__file__).parents[1]
 FRAMEWORKS = ("torch", "jax", "keras")
 LOADED = ("torch", "jax", "keras", "tensorflow", "flax", "optax", "sklearn")
+LOADED += ("torch._dynamo", "triton")  # which take seconds, and abort after TensorFlow
 FUNCTIONS = {"lmf_loss", "ldam_loss", "focal_loss", "sigmoid_lmf_loss"}
 CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"}
 EXPORTS = {
