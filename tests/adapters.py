@@ -225,12 +225,15 @@ def round_as_hardware():
 
 
 class Jax(Adapter):
-    """Pure functions and pytrees, under strict dtype promotion; float64 with x64 enabled."""
+    """Pure functions and pytrees, under strict dtype promotion; float64 with x64 enabled.
+
+    "operations" is jit without the CPU kernel.
+    """
 
     framework = engine = "jax"
-    modes = ("eager", "jit", "vmap")
+    modes = ("eager", "jit", "operations", "vmap")
     compiled_modes = modes  # even eager compiles each operation for its shapes
-    traced_modes = ("jit", "vmap")
+    traced_modes = modes[1:]
 
     def takes(self, plan):
         # functions give one value for each example

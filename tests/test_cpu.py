@@ -103,8 +103,7 @@ def test_layouts(torch, calls, layout, C, dtype):
 @pytest.mark.parametrize("generation", [0, 1])
 def test_older_processors(torch, calls, generation):
     """The same code in the instructions of older ones; the newest this one has are tested above."""
-    library = ctypes.CDLL(importlib.util.find_spec("lmf_multi.torch._cpu_kernel").origin)
-    newest = ctypes.c_int.in_dll(library, "lmf_multi_generation")
+    newest = ctypes.c_int.in_dll(load("lmf_multi._cpu").library(), "lmf_multi_generation")
     found = newest.value
     if generation >= found:
         pytest.skip("this processor has no newer instructions")
@@ -190,14 +189,16 @@ def test_views_that_negate(torch, calls):
 
 
 def test_absence_is_said_once(torch, monkeypatch, caplog):
-    cpu = load("lmf_multi.torch._cpu")
-    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
-    cpu.kernel.cache_clear()
+    cpu, library = load("lmf_multi.torch._cpu"), load("lmf_multi._cpu").library
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for cache in (library, cpu.kernel):
+        cache.cache_clear()
     try:
         with caplog.at_level(logging.DEBUG, logger="lmf_multi"):
             assert cpu.kernel() is None and cpu.kernel() is None
     finally:
-        cpu.kernel.cache_clear()
+        for cache in (library, cpu.kernel):
+            cache.cache_clear()
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG and "was not compiled" in record.message
 

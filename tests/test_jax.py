@@ -5,6 +5,7 @@ import pytest
 
 from lmf_multi import class_margins, reference
 from tests.checks import refuses
+from tests.engines import without_kernel
 from tests.frameworks import load
 
 COUNTS = (625, 16, 1)
@@ -234,5 +235,6 @@ def test_memory(jax, losses):
     """One array of the logits' size at most, beside the gradient; XLA's figure does not vary."""
     z, y = np.zeros((512, 1000), np.float32), np.zeros(512, np.int32)
     step = jax.jit(jax.value_and_grad(losses.LMFLoss(range(1, 1001))))
-    memory = step.lower(z, y).compile().memory_analysis()
+    with without_kernel():
+        memory = step.lower(z, y).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.1 * z.nbytes

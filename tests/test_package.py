@@ -217,12 +217,11 @@ def test_keras_on_another_backend():
 
 MODULES = [
     "lmf_multi",
-    *(module.name for module in pkgutil.iter_modules([str(ROOT / "lmf_multi")], "lmf_multi.")),
     *(
         module.name
-        for framework in FRAMEWORKS
+        for folder in ("", *(f"{framework}." for framework in FRAMEWORKS))
         for module in pkgutil.iter_modules(
-            [str(ROOT / "lmf_multi" / framework)], f"lmf_multi.{framework}."
+            [str(ROOT / "lmf_multi" / folder.strip("."))], f"lmf_multi.{folder}"
         )
         if not module.name.endswith("_cpu_kernel")  # a library of C, which has no docstrings
     ),

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lmf_multi.jax._cpu import by_kernel, has_kernel_for
+
 
 def is_class(y: Array, C: int, axis: int) -> Array:
     """Boolean one-hot of the class indices along the class axis."""
@@ -46,6 +48,20 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
 
     x_y: Array = jax.lax.platform_dependent(x, y, cpu=gather, default=select)
     return x_y
+
+
+def at_class(vector: Array, y: Array, axis: int) -> Array:
+    """``vector[y]``; a gather from the vector itself refuses explicitly sharded labels."""
+    by_class = jnp.expand_dims(vector, range(1, 1 + y.ndim - axis))
+    shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
+    return at_label(jnp.broadcast_to(by_class, shape), y, axis)
+
+
+def weights(y: Array, masked: Array | None, w: Array | None, axis: int, dtype: Any) -> Array:
+    """Each example's class weight: 0 for a masked one, NaN for an unknown label."""
+    W = jnp.ones(y.shape, dtype) if w is None else at_class(w, jnp.maximum(y, 0), axis)
+    W = jnp.where(y < 0, jnp.nan, W)
+    return W if masked is None else jnp.where(masked, 0, W)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -88,42 +104,45 @@ def _reduce(arrays: Any, inits: list[float], operations: list[Any], axis: int) -
     return reduced
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(8,))
+@partial(jax.custom_jvp, nondiff_argnums=(9,))
 def mixture(
     z: Array,
     y: Array | None,
     masked: Array | None,
     Δ: Array | None,
-    a: Array | None,
-    b: Array | None,
+    w: Array | None,
+    a: Any,
+    b: Any,
     γ: Any,
     s: Any,
     axis: int | None,
 ) -> Array:
-    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
+    """w_y (a LDAM_y + b Focal_y) of each example, of vectors Δ and w and numbers a and b.
 
-    ``masked`` tells the examples that do not count, if some do not. Without a class axis it is
-    the sigmoid form: y tells the positive elements, and with ``y=None`` Δ, a and b hold negative
-    and positive along a first axis.
+    ``masked`` tells the examples that do not count, if some do not; -1 is an unknown label. With
+    ``y=None`` it is the sum over the classes, with a and b of the logits' shape, and Δ for each
+    class. Without a class axis it is the sigmoid form: y tells the positive elements, of which a,
+    b and Δ are, and with ``y=None`` those hold negative and positive along a first axis.
     """
-    return _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0]
+    return _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis, False)[0]
 
 
 @partial(mixture.defjvp, symbolic_zeros=True)
 def _mixture_jvp(axis: int | None, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    z, y, masked, Δ, a, b, γ, s = primals
+    z, y, masked, Δ, w, a, b, γ, s = primals
     dz, _, _, *dparameters = tangents
-    loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
+    loss, grad = _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis)
     dloss = jnp.zeros_like(loss)
     if not _is_symbolic_zero(dz):
         change = grad * dz.astype(grad.dtype)
         dloss += change if axis is None else change.sum(axis)
     if not all(_is_symbolic_zero(d) for d in dparameters):
-        _, d = jax.jvp(
-            lambda Δ, a, b, γ, s: _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)[0],
-            (Δ, a, b, γ, s),
-            jax.tree.map(_instantiate, tuple(dparameters), is_leaf=_is_symbolic_zero),
-        )
+
+        def value(Δ: Any, w: Any, a: Any, b: Any, γ: Any, s: Any) -> Array:
+            return _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis, False)[0]
+
+        changes = jax.tree.map(_instantiate, tuple(dparameters), is_leaf=_is_symbolic_zero)
+        _, d = jax.jvp(value, (Δ, w, a, b, γ, s), changes)
         dloss += d
     return loss, dloss
 
@@ -142,18 +161,27 @@ def _value_and_grad(
     y: Array | None,
     masked: Array | None,
     Δ: Array | None,
-    a: Array | None,
-    b: Array | None,
+    w: Array | None,
+    a: Any,
+    b: Any,
     γ: Any,
     s: Any,
     axis: int | None,
-) -> tuple[Array, Array]:
-    z = z if z.dtype == jnp.float64 else z.astype(jnp.float32)
+    with_grad: bool = True,
+) -> tuple[Array, Any]:
+    if axis is not None and y is not None and has_kernel_for(z):
+        loss, *grad = by_kernel(_one_class, z, y, masked, Δ, w, a, b, γ, s, axis, with_grad)
+        return loss, grad[0] if with_grad else None
+    if axis is not None and y is not None:
+        return _one_class(z, y, masked, Δ, w, a, b, γ, s, axis)
+    z = _widened(z)
     if axis is None:
         return _sigmoid(z, y, Δ, a, b, γ, s)
-    if y is None:
-        return _all_classes(z, Δ, a, b, γ, s, axis)
-    return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
+    return _all_classes(z, Δ, a, b, γ, s, axis)
+
+
+def _widened(z: Array) -> Array:
+    return z if z.dtype == jnp.float64 else z.astype(jnp.float32)
 
 
 def _one_class(
@@ -161,13 +189,16 @@ def _one_class(
     y: Array,
     masked: Array | None,
     Δ: Array | None,
-    a: Array | None,
-    b: Array | None,
+    w: Array | None,
+    a: Any,
+    b: Any,
     γ: Any,
     s: Any,
     axis: int,
 ) -> tuple[Array, Array]:
     """Loss of the labelled class alone, and its gradient."""
+    z = _widened(z)
+    W, y = weights(y, masked, w, axis, z.dtype), jnp.maximum(y, 0)
     is_y = is_class(y, z.shape[axis], axis)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
@@ -182,9 +213,10 @@ def _one_class(
     sums = [_at_least_1(S) for S in _sums(axis, *exponentials)]
     terms = []
     if a is not None and Δ is not None:
-        terms.append((a, *_ldam(_log_odds(z_y, M, sums[0], s, Δ), s)))
+        Δ_y = at_class(Δ, y, axis)
+        terms.append((W * a, *_ldam(_log_odds(z_y, M, sums[0], s, Δ_y), s)))
     if b is not None:
-        terms.append((b, *_focal(_log_odds(z_y, M, sums[-1]), γ)))
+        terms.append((W * b, *_focal(_log_odds(z_y, M, sums[-1]), γ)))
     if not terms:
         return jnp.zeros_like(z_y), jnp.zeros_like(z)
     losses = [_times(c, loss) for c, loss, _ in terms]

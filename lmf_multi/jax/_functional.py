@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lmf_multi.jax._closed_form import at_label, is_class, mixture
+from lmf_multi.jax._closed_form import is_class, mixture, weights
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     RULES,
@@ -233,22 +233,21 @@ def compute_loss(
     γ, s = _number("gamma", gamma, dtype), _number("scale", scale, dtype)
     ε = _number("label_smoothing", label_smoothing, dtype)
 
-    axis = axis % z.ndim
+    axis, masked = axis % z.ndim, None if mask is None else ~mask
     C, by_class = z.shape[axis], [-1] + [1] * (z.ndim - 1 - axis)
     if soft:
         q, presence = _soft_targets(y, axis, mask, dtype)
         W = (q if w is None else q * w.reshape(by_class)).sum(axis)
     else:
-        y, presence = _targets(y, C, mask, mask_name, dtype)
-        W = presence if w is None else presence * _at(w, y, axis)
+        y = _targets(y, C, mask, mask_name)
+        presence = weights(y, masked, None, axis, dtype)
+        W = presence if w is None else weights(y, masked, w, axis, dtype)
     by_weight, by_examples = _normalizers(W, presence, reduction, totals, axis_name)
 
     def of_one_class() -> Array:
-        a = None if _is_zero(α) else W * (α / by_weight)
-        b = None if _is_zero(β) else W * (β / by_examples)
-        masked = None if mask is None else ~mask
-        margins = None if Δ is None else _at(Δ, y, axis)
-        return mixture(z, y, masked, margins, a, b, γ, s, axis)
+        a = None if _is_zero(α) else α / by_weight
+        b = None if _is_zero(β) else β / by_examples
+        return mixture(z, y, masked, Δ, w, a, b, γ, s, axis)
 
     def of_all_classes() -> Array:
         present = jnp.expand_dims(presence, axis)
@@ -258,7 +257,7 @@ def compute_loss(
         a = None if _is_zero(α) else share * (α / by_weight)
         b = None if _is_zero(β) else share * (β / by_examples)
         margins = None if Δ is None else Δ.reshape(by_class)
-        return mixture(jnp.where(present == 0, 0, z), None, None, margins, a, b, γ, s, axis)
+        return mixture(jnp.where(present == 0, 0, z), None, None, margins, None, a, b, γ, s, axis)
 
     return _by_smoothing(soft, ε, of_one_class, of_all_classes)
 
@@ -313,14 +312,14 @@ def compute_sigmoid_loss(
         a = None if _is_zero(α) else W * (α / by_weight)
         b = None if _is_zero(β) else W * (β / by_examples)
         margins = None if Δ is None else jnp.where(positive, Δ[1], Δ[0])
-        return mixture(x, positive, None, margins, a, b, γ, s, None)
+        return mixture(x, positive, None, margins, None, a, b, γ, s, None)
 
     def of_all_classes() -> Array:
         q = ((1 - ε) * jnp.stack([1 - t, t]) + ε / 2) * presence
         share = q if w is None else q * w
         a = None if _is_zero(α) else share * (α / by_weight)
         b = None if _is_zero(β) else share * (β / by_examples)
-        return mixture(x, None, None, Δ, a, b, γ, s, None)
+        return mixture(x, None, None, Δ, None, a, b, γ, s, None)
 
     return _by_smoothing(soft, ε, of_one_class, of_all_classes)
 
@@ -346,8 +345,9 @@ def total_weight_and_examples(
     else:
         _check_mask(mask, y.shape)
         C = 2**31 - 1 if w is None else len(w)  # the loss itself checks the labels
-        y, presence = _targets(y, C, mask, "where", dtype)
-        W = presence if w is None else presence * _at(w, y, y.ndim)
+        y, masked = _targets(y, C, mask, "where"), None if mask is None else ~mask
+        presence = weights(y, masked, None, y.ndim, dtype)
+        W = presence if w is None else weights(y, masked, w, y.ndim, dtype)
     return _totals(W, presence, axis_name)
 
 
@@ -426,13 +426,6 @@ def _is_zero(number: Any) -> bool:
     return not isinstance(number, Array) and number == 0
 
 
-def _at(vector: Array, y: Array, axis: int) -> Array:
-    """``vector[y]``; a gather from the vector itself refuses explicitly sharded labels."""
-    by_class = jnp.expand_dims(vector, range(1, 1 + y.ndim - axis))
-    shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
-    return at_label(jnp.broadcast_to(by_class, shape), y, axis)
-
-
 def _soft_targets(y: Array, axis: int, where: Array | None, dtype: Any) -> tuple[Array, Array]:
     """Distributions, 0 for masked examples, and each example's presence."""
     presence = jnp.ones(y.shape[:axis] + y.shape[axis + 1 :], dtype)
@@ -440,17 +433,13 @@ def _soft_targets(y: Array, axis: int, where: Array | None, dtype: Any) -> tuple
     return jnp.where(jnp.expand_dims(presence, axis) == 0, 0, y.astype(dtype)), presence
 
 
-def _targets(
-    y: Array, C: int, where: Array | None, mask_name: str, dtype: Any
-) -> tuple[Array, Array]:
-    """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
-    valid = jnp.ones(y.shape, bool) if where is None else where
+def _targets(y: Array, C: int, where: Array | None, mask_name: str) -> Array:
+    """Class indices, 0 for a masked example, -1 for one out of range."""
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # C may be too large for int8
-    y = jnp.where(valid, y, 0)
-    if y.size and not isinstance(y, jax.core.Tracer):
-        check_label_range(int(y.min()), int(y.max()), C, mask_name)
-    presence = jnp.where((y >= 0) & (y < C), valid.astype(dtype), jnp.nan)
-    return jnp.clip(y, 0, C - 1).astype(jnp.int32), presence
+    y = y if where is None else jnp.where(where, y, 0)
+    if y.size and not isinstance(lowest := y.min(), jax.core.Tracer):
+        check_label_range(int(lowest), int(y.max()), C, mask_name)
+    return jnp.where((y >= 0) & (y < C), y, -1).astype(jnp.int32)
 
 
 def _totals(W: Array, presence: Array, axis_name: Any) -> tuple[Array, Array]:

@@ -1,12 +1,11 @@
 """The loss of plain CPU tensors in one pass over the logits, where the kernel was compiled.
 
-``_cpu.cpp`` computes value and gradient together: forward and backward read the logits once, and
-no buffer beside logits and gradient is of their size. Under ``torch.compile`` an operator calls it.
+``lmf_multi/_cpu.cpp`` computes value and gradient together: forward and backward read the logits
+once, and no buffer beside logits and gradient is of their size. Under ``torch.compile`` an operator
+calls it.
 """
 
 import ctypes
-import importlib.util
-import logging
 import math
 from collections.abc import Callable
 from functools import cache
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple, Optional, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from lmf_multi._cpu import library
 from lmf_multi.spec import Reduction
 from lmf_multi.torch._closed_form import at_trace_time, one_class
 from lmf_multi.torch._eager import Known
 from lmf_multi.torch._triton import layout_of
 
-_LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float32, torch.bfloat16)
 _UNKNOWN_LABEL, _NO_MEMORY = 1, 2
 WORTH_A_CALL = 2**15  # logits; compiled operations are faster on fewer
@@ -29,12 +28,11 @@ _POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, 
 
 @cache
 def kernel() -> Any:
-    """The compiled function, or None; says once, for debugging, if there is none."""
-    found = importlib.util.find_spec("lmf_multi.torch._cpu_kernel")
-    if found is None or found.origin is None:
-        _LOG.debug("The CPU kernel was not compiled: the loss takes many operations instead of one")
+    """The compiled function, or None."""
+    compiled = library()
+    if compiled is None:
         return None
-    function = ctypes.CDLL(found.origin).lmf_multi_one_class
+    function = compiled.lmf_multi_one_class
     kinds: list[Any] = [_POINTER, _INT, *[_POINTER] * 6, *[_LONG] * 10, *[_DOUBLE] * 4]
     function.argtypes = [*kinds, _INT, _INT, _DOUBLE, _DOUBLE, _INT]
     return function

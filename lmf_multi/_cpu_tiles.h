@@ -15,7 +15,7 @@ struct alignas(4 * LANES) Rows {
     int64_t z_at[ROWS], grad_at[ROWS];
     int32_t label[ROWS], masked[ROWS];        // -1 for a masked row
     bool together[ROWS / LANES];              // whether a vector's are neighbours in memory
-    float weight[ROWS], margin[ROWS];         // w_y and Δ_y
+    float a[ROWS], b[ROWS], margin[ROWS];     // what LDAM and focal are multiplied by, and Δ_y
     float z_y[ROWS], M[ROWS];                 // the label's logit, the largest of the others'
     float S_s[ROWS], S[ROWS];                 // Σ_{k≠y} of the exponentials
     float omega[ROWS];                        // log-odds of one term
@@ -49,10 +49,10 @@ INLINE Floats exp_(Floats x, float least) {
     return x < least ? Floats{} : p;
 }
 
-// log((1 + t) / (1 - t)) for |t| ≤ 1/3
-INLINE Floats two_atanh(Floats t) {
-    Floats q = t * t, p = 1 / 9.f + q * (1 / 11.f + q * (1 / 13.f));
-    return 2 * t * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * p))));
+// log((1 + t) / (1 - t)) of 2t, |t| ≤ 1/3: XLA's threads flush subnormal numbers, as t may be
+INLINE Floats two_atanh(Floats two_t) {
+    Floats q = two_t * two_t / 4, p = 1 / 9.f + q * (1 / 11.f + q * (1 / 13.f));
+    return two_t * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * p))));
 }
 
 // log x of x ≥ 1
@@ -61,10 +61,10 @@ INLINE Floats log_(Floats x) {
     Ints i = (Ints)x - TWO_THIRDS;
     Floats n = __builtin_convertvector(i >> 23, Floats);
     Floats m = (Floats)((i & MANTISSA) + TWO_THIRDS);  // in [2/3, 4/3)
-    return n * 0.693147181f + two_atanh((m - 1) / (m + 1)) + (x - x);  // the last for NaN
+    return n * 0.693147181f + two_atanh(2 * (m - 1) / (m + 1)) + (x - x);  // the last for NaN
 }
 
-INLINE Floats log1p_(Floats u) { return two_atanh(u / (2 + u)); }
+INLINE Floats log1p_(Floats u) { return two_atanh(2 * u / (2 + u)); }
 
 // a - b, rounded, and what the rounding lost (Knuth's TwoSum)
 INLINE Floats difference(Floats a, Floats b, Floats &lost) {
@@ -83,8 +83,10 @@ INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin) {
 
 // softplus(-τ) and its slope, with τ = ω(s z) - s Δ
 INLINE Floats ldam(Floats tau, float s, Floats &slope) {
-    Floats u = exp_(-absolute(tau), ZERO);
-    slope = -s * ((tau > 0 ? u : all(1)) / (1 + u));
+    Floats root = exp_(absolute(tau) / -2, ZERO), u = root * root;
+    // u may be subnormal where s times it is not
+    Floats r = tau > 0 ? root : all(1);
+    slope = -(s * r) * r / (1 + u);
     return larger(-tau, Floats{}) + log1p_(u);
 }
 
@@ -99,6 +101,11 @@ INLINE Floats focal(Floats omega, float gamma, Floats &slope) {
     return modulation * ce;
 }
 
+// Their product with 0 · ∞ = 0: what counts for nothing may be impossible
+INLINE Floats times(Floats coefficient, Floats term) {
+    return (coefficient == 0) & (term == INFINITY) ? Floats{} : coefficient * term;
+}
+
 // --- a tile: what each row is
 
 // The two halves of a vector's labels
@@ -106,7 +113,13 @@ struct Labels {
     Ints low, high;
 };
 
-INLINE Labels labels(const int64_t *y, int64_t n) {
+INLINE Labels labels(const Call &call, int64_t first, int64_t n) {
+    if (call.y_32) {
+        Ints low{};
+        for (int i = 0; i < LANES; i++) low[i] = call.y_32[first + (i < n ? i : n - 1)];
+        return {low, low >> 31};
+    }
+    const int64_t *y = call.y + first;
     int64_t some[LANES];
     if (n < LANES) {  // filled up with the last
         for (int i = 0; i < LANES; i++) some[i] = y[i < n ? i : n - 1];
@@ -140,11 +153,15 @@ INLINE Floats at(const float *table, float otherwise, int64_t C, Ints y) {
 
 INLINE void describe(const Call &call, Rows &rows) {
     for (int64_t r = 0; r < rows.n; r += LANES) {
-        Labels y = labels(call.y + rows.first + r, rows.n - r);
-        Ints masked = ignored(call, y), label = masked ? Ints{} : y.low;
+        Labels y = labels(call, rows.first + r, rows.n - r);
+        Ints masked = ignored(call, y), unknown = y.high != 0;
+        Ints label = masked | unknown ? Ints{} : y.low;
+        Floats weight = unknown ? all(NAN) : at(call.weights, 1, call.C, label);
+        weight = masked ? Floats{} : weight;
         vector(rows.masked + r) = masked;
         vector(rows.label + r) = label;
-        vector(rows.weight + r) = masked ? Floats{} : at(call.weights, 1, call.C, label);
+        vector(rows.a + r) = (float)call.a * weight;
+        vector(rows.b + r) = (float)call.b * weight;
         vector(rows.margin + r) = at(call.margins, 0, call.C, label);
     }
     int64_t i = rows.first / call.inner, j = rows.first % call.inner;
@@ -168,7 +185,7 @@ INLINE void describe(const Call &call, Rows &rows) {
 INLINE void terms(const Call &call, Rows &rows) {
     int64_t n = rows.n;
     for (int64_t r = 0; r < n; r++) rows.loss[r] = rows.slope[r] = 0;
-    if (call.margins) {
+    if (call.has_ldam) {
         for (int64_t r = 0; r < n; r += LANES) {
             Floats S_s = larger(all(1), vector(rows.S_s + r));
             vector(rows.omega + r) = log_odds(vector(rows.z_y + r), vector(rows.M + r), S_s,
@@ -176,13 +193,13 @@ INLINE void terms(const Call &call, Rows &rows) {
             vector(rows.S_s + r) = S_s;
         }
         for (int64_t r = 0; r < n; r += LANES) {
-            Floats slope, a = (float)call.a * vector(rows.weight + r);
-            vector(rows.loss + r) = a * ldam(vector(rows.omega + r), call.scale, slope);
+            Floats slope, a = vector(rows.a + r);
+            vector(rows.loss + r) = times(a, ldam(vector(rows.omega + r), call.scale, slope));
             vector(rows.slope + r) = a * slope;
             vector(rows.of_s + r) = -(a * slope) / vector(rows.S_s + r);
         }
     }
-    if (call.b != 0) {
+    if (call.has_focal) {
         for (int64_t r = 0; r < n; r += LANES) {
             Floats S = larger(all(1), vector(rows.S + r));
             vector(rows.omega + r) =
@@ -190,8 +207,8 @@ INLINE void terms(const Call &call, Rows &rows) {
             vector(rows.S + r) = S;
         }
         for (int64_t r = 0; r < n; r += LANES) {
-            Floats slope, b = (float)call.b * vector(rows.weight + r);
-            vector(rows.loss + r) += b * focal(vector(rows.omega + r), call.gamma, slope);
+            Floats slope, b = vector(rows.b + r);
+            vector(rows.loss + r) += times(b, focal(vector(rows.omega + r), call.gamma, slope));
             vector(rows.slope + r) += b * slope;
             vector(rows.of + r) = -(b * slope) / vector(rows.S + r);
         }
@@ -258,8 +275,8 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
     }
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Floats M = vector(rows.M + r);
-        if (call.margins) vector(rows.S_s + r) = exp_and_sum(C, pitch, x + r, e + r, M, call.scale);
-        if (call.b != 0) vector(rows.S + r) = exp_and_sum(C, pitch, x + r, x + r, M, 1);
+        if (call.has_ldam) vector(rows.S_s + r) = exp_and_sum(C, pitch, x + r, e + r, M, call.scale);
+        if (call.has_focal) vector(rows.S + r) = exp_and_sum(C, pitch, x + r, x + r, M, 1);
     }
 }
 
@@ -273,8 +290,8 @@ INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e
         Floats slope = vector(rows.slope + r);
         for (int64_t c = 0; c < C; c++) {
             Floats g{};
-            if (call.margins) g += vector(e + c * pitch + r) * of_s;
-            if (call.b != 0) g += vector(x + c * pitch + r) * of;
+            if (call.has_ldam) g += vector(e + c * pitch + r) * of_s;
+            if (call.has_focal) g += vector(x + c * pitch + r) * of;
             g = label == (int32_t)c ? slope : g;
             float *to = together ? call.grad + at[0] + c * call.grad_class : x + c * pitch + r;
             memcpy(to, &g, sizeof g);
@@ -322,19 +339,19 @@ INLINE void classes_in_vectors(const Call &call, Rows &rows, float *x, float *e,
         float M = -LARGE;
         for (int i = 0; i < LANES; i++) M = most[i] > M ? most[i] : M;
         rows.M[r] = M;
-        if (call.margins) rows.S_s[r] = exp_and_sum_of_row(padded, x, e, M, call.scale);
-        if (call.b != 0) rows.S[r] = exp_and_sum_of_row(padded, x, x, M, 1);
+        if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(padded, x, e, M, call.scale);
+        if (call.has_focal) rows.S[r] = exp_and_sum_of_row(padded, x, x, M, 1);
     }
 }
 
 INLINE void gradient_of_rows(const Call &call, Rows &rows, float *x, float *e, int64_t padded) {
     for (int64_t r = 0; r < rows.n; r++, x += padded, e += padded) {
         float *grad = call.grad + rows.grad_at[r];
-        float of_s = call.margins ? rows.of_s[r] : 0, of = call.b != 0 ? rows.of[r] : 0;
+        float of_s = call.has_ldam ? rows.of_s[r] : 0, of = call.has_focal ? rows.of[r] : 0;
         for (int64_t c = 0; c < padded; c += LANES) {
             Floats g{};
-            if (call.margins) g += vector(e + c) * of_s;
-            if (call.b != 0) g += vector(x + c) * of;
+            if (call.has_ldam) g += vector(e + c) * of_s;
+            if (call.has_focal) g += vector(x + c) * of;
             vector(x + c) = g;
         }
         x[rows.label[r]] = rows.slope[r];
@@ -359,13 +376,12 @@ INLINE void take(const Call &call, const Plan &plan, Rows &rows, float *x, float
         gradient_of_rows(call, rows, x, e, plan.pitch);
 }
 
-double chunk(const Call &call, const Plan &plan, bool bfloat16, int64_t begin, int64_t end,
-             float *x) {
+double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, float *x) {
     Rows rows;
     double total = 0;
     for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
         rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
-        if (bfloat16)
+        if (call.bfloat16)
             take<BFloat16>(call, plan, rows, x, x + plan.size);
         else
             take<float>(call, plan, rows, x, x + plan.size);
@@ -389,7 +405,7 @@ Totals totals_of(const Call &call, int64_t begin, int64_t end) {
     if (C <= LANES) {  // vectors count each class
         Ints counts[LANES] = {}, others{};
         for (; r + LANES <= end; r += LANES) {
-            Labels y = labels(call.y + r, LANES);
+            Labels y = labels(call, r, LANES);
             Ints masked = ignored(call, y), known;
             known = (y.high == 0) & (y.low >= 0) & (y.low < (int32_t)C);
             Ints label = known & ~masked ? y.low : Ints{} - 1;

@@ -1,6 +1,6 @@
 // The softmax form of integer labels on CPUs, value and gradient in one pass over the logits.
 //
-// The steps of lmf_multi.reference, in the algebra of _triton_kernels.py: float32, with what
+// The steps of lmf_multi.reference, in the algebra of torch/_triton_kernels.py: float32, with what
 // differences lose by rounding put back; names with _s are those of s z. A tile of a few rows stays
 // in the cache: its logits are read once, and their gradient is written once. Results that are not
 // finite are left to the caller, who has operations for infinities.
@@ -8,12 +8,18 @@
 // Vectors are those of GCC and Clang. GCC compiles them for three generations of x86, by pragmas:
 // target_clones would clone vectors that were taken apart for the oldest already.
 
+#include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 
 #include <omp.h>
+
+#include "_cpu_xla.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "labels are read as their lower and their upper half"
@@ -33,17 +39,29 @@ constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its
 constexpr float ZERO = -104.f;        // e^-104 is below float32's smallest number
 
 struct Call {
-    const void *z;          // logits
-    const int64_t *y;       // (N,) labels
-    const float *margins;   // (C,) or null, without LDAM
-    const float *weights;   // (C,) or null for ones
-    float *grad;            // of the logits, or null
-    float *losses;          // (N,) or null
-    int64_t N, C, inner;    // row r is (r / inner, r % inner) for the strides
+    const void *z;  // logits
+    bool bfloat16;
+    const int64_t *y;      // (N,) labels, or null: in 32 bits
+    const int32_t *y_32;   // (N,) or null
+    const float *margins;  // (C,)
+    const float *weights;  // (C,) or null for ones
+    float *grad;           // of the logits, or null
+    float *losses;         // (N,) or null
+    int64_t N, C, inner;   // row r is (r / inner, r % inner) for the strides
     int64_t z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class;
-    int64_t ignore_index;   // examples with this label take no part
-    double a, b;            // what LDAM and focal of a weight of 1 are multiplied by; b 0: no focal
+    int64_t ignore_index;  // examples with this label take no part
+    bool has_ldam, has_focal;
+    double a, b;  // what LDAM and focal of a weight of 1 are multiplied by
     float gamma, scale;
+
+    // Logits and gradient in the order of (outer, C, inner), or of (N, C).
+    void lie_in_order() {
+        bool rows = inner == 1;
+        if (rows) inner = N;
+        z_outer = grad_outer = C * inner;
+        z_class = grad_class = rows ? 1 : inner;
+        z_inner = grad_inner = rows ? C : 1;
+    }
 };
 
 // How the work is divided.
@@ -156,9 +174,9 @@ extern "C" int lmf_multi_one_class(
     int64_t z_outer, int64_t z_inner, int64_t z_class, int64_t grad_outer, int64_t grad_inner,
     int64_t grad_class, int64_t ignore_index, double alpha, double beta, double gamma, double scale,
     int by_weight, int by_examples, double total_weight, double total_examples, int threads) {
-    Call call = {z, y, margins, weights, grad, losses, N, C, inner,
-                 z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class,
-                 ignore_index, alpha, beta, (float)gamma, (float)scale};
+    Call call = {z, (bool)bfloat16, y, nullptr, margins, weights, grad, losses, N, C, inner,
+                 z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class, ignore_index,
+                 margins != nullptr, beta != 0, alpha, beta, (float)gamma, (float)scale};
     if (inner == 1) {  // rows of one axis
         call.inner = N;
         call.z_inner = z_outer;
@@ -186,7 +204,7 @@ extern "C" int lmf_multi_one_class(
         for (int64_t i = 0; i < chunks; i++) {
             int64_t begin = i * plan.chunk, end = begin + plan.chunk;
             float *x = work + omp_get_thread_num() * 2 * plan.size;
-            sums[i] = cpu.chunk(call, plan, bfloat16, begin, end < N ? end : N, x);
+            sums[i] = cpu.chunk(call, plan, begin, end < N ? end : N, x);
         }
         *loss = 0;
         for (int64_t i = 0; i < chunks; i++) *loss += sums[i];
@@ -194,4 +212,120 @@ extern "C" int lmf_multi_one_class(
     free(work);
     free(sums);
     return !found.known;
+}
+
+// --- for XLA, whose threads share the work
+
+namespace {
+
+// One call's chunks, taken by whoever is free. A thread that comes late finds none left, so that
+// nobody waits for one that never comes.
+struct Work {
+    Call call;
+    Plan plan;
+    int64_t chunks;
+    std::atomic<int64_t> taken{0};
+    std::mutex lock;
+    std::condition_variable changed;
+    int64_t finished = 0;
+    bool no_memory = false;
+
+    void take() {
+        float *x = nullptr;
+        int64_t some = 0;
+        bool failed = false;
+        for (int64_t i; (i = taken++) < chunks; some++) {
+            if (!x) x = (float *)aligned_alloc(4 * LANES, 2 * plan.size * sizeof(float));
+            if (!x) {
+                failed = true;
+                continue;
+            }
+            int64_t begin = i * plan.chunk, end = begin + plan.chunk;
+            GENERATIONS[lmf_multi_generation].chunk(call, plan, begin,
+                                                    end < call.N ? end : call.N, x);
+        }
+        free(x);
+        std::lock_guard<std::mutex> locked(lock);
+        no_memory |= failed;
+        finished += some;
+        if (finished == chunks) changed.notify_all();
+    }
+    void wait() {
+        std::unique_lock<std::mutex> locked(lock);
+        changed.wait(locked, [this] { return finished == chunks; });
+    }
+};
+
+void help(void *data) {
+    std::unique_ptr<std::shared_ptr<Work>> work((std::shared_ptr<Work> *)data);
+    (*work)->take();
+}
+
+bool succeeds(const xla::Api *api, xla::Error *error) {
+    if (error) {
+        xla::OldError old = {sizeof(xla::OldError), nullptr, error};
+        api->destroy_error(&old);
+    }
+    return !error;
+}
+
+}  // namespace
+
+// Arguments: logits (outer, C, inner); labels of 32 bits (outer, inner), -1 for an unknown one, which
+// gives NaN, and -2 for an example that takes no part; γ, s and what LDAM and focal are multiplied
+// by; margins (C,) for LDAM; perhaps weights (C,). Attributes: whether there is focal, and LDAM.
+// Results: each example's loss (outer, inner), and perhaps the gradient.
+extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
+    if (frame->extensions && frame->extensions->type == xla::METADATA) {
+        xla::Metadata *metadata = ((xla::MetadataExtension *)frame->extensions)->metadata;
+        metadata->version = {sizeof(xla::Version), nullptr, xla::MAJOR, xla::MINOR};
+        metadata->traits = 0;
+        return nullptr;
+    }
+    if (frame->stage != xla::EXECUTE) return nullptr;
+    xla::Buffer **arguments = frame->arguments.each, **results = frame->results.each;
+    const xla::Buffer &z = *arguments[0];
+    const float *settings = (const float *)arguments[2]->data;
+    auto work = std::make_shared<Work>();
+    Call &call = work->call = {};
+    call.z = z.data;
+    call.bfloat16 = z.dtype == xla::BF16;
+    call.y_32 = (const int32_t *)arguments[1]->data;
+    call.ignore_index = -2;
+    call.losses = (float *)results[0]->data;
+    call.grad = frame->results.size > 1 ? (float *)results[1]->data : nullptr;
+    call.C = z.dims[1];
+    call.inner = z.dims[2];
+    call.N = z.dims[0] * call.inner;
+    call.lie_in_order();
+    call.gamma = settings[0];
+    call.scale = settings[1];
+    call.a = settings[2];
+    call.b = settings[3];
+    call.has_focal = *(const bool *)frame->attributes.each[0]->value;
+    call.has_ldam = *(const bool *)frame->attributes.each[1]->value;
+    if (call.has_ldam) call.margins = (const float *)arguments[3]->data;
+    int weights = call.has_ldam ? 4 : 3;
+    if (frame->arguments.size > weights) call.weights = (const float *)arguments[weights]->data;
+    work->plan = divide(call);
+    work->chunks = (call.N + work->plan.chunk - 1) / work->plan.chunk;
+
+    int64_t threads = 1;
+    xla::Threads all = {sizeof(xla::Threads), nullptr, frame->context, &threads};
+    if (call.N * call.C <= ALONE || !succeeds(frame->api, frame->api->number_of_threads(&all)))
+        threads = 1;
+    for (int64_t i = 1; i < threads && i < work->chunks; i++) {
+        auto *shared = new std::shared_ptr<Work>(work);
+        xla::Task task = {sizeof(xla::Task), nullptr, frame->context, help, shared};
+        if (!succeeds(frame->api, frame->api->schedule(&task))) {
+            delete shared;
+            break;
+        }
+    }
+    work->take();
+    work->wait();
+    if (!work->no_memory) return nullptr;
+    xla::NewError error = {sizeof(xla::NewError), nullptr,
+                           "lmf_multi: no memory for a tile of rows", xla::RESOURCE_EXHAUSTED};
+    return frame->api->create_error(&error);
 }
