@@ -271,14 +271,17 @@ bool succeeds(const xla::Api *api, xla::Error *error) {
 
 }  // namespace
 
-// Arguments: logits (outer, C, inner); labels of 32 bits (outer, inner), -1 for an unknown one, which
+// Arguments: logits (outer, C, inner) or (N, C); labels of 32 bits, -1 for an unknown one, which
 // gives NaN, and -2 for an example that takes no part; γ, s and what LDAM and focal are multiplied
 // by; margins (C,) for LDAM; perhaps weights (C,). Attributes: whether there is focal, and LDAM.
-// Results: each example's loss (outer, inner), and perhaps the gradient.
+// Results: each example's loss, and perhaps the gradient.
 extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     if (frame->extensions && frame->extensions->type == xla::METADATA) {
         xla::Metadata *metadata = ((xla::MetadataExtension *)frame->extensions)->metadata;
-        metadata->version = {sizeof(xla::Version), nullptr, xla::MAJOR, xla::MINOR};
+        // an older XLA refuses newer versions; before 0.2 it did not tell its own here
+        int minor = frame->api ? frame->api->version.minor_version : 0;
+        if (minor < xla::OLDEST_MINOR || minor > xla::MINOR) minor = xla::MINOR;
+        metadata->version = {sizeof(xla::Version), nullptr, xla::MAJOR, minor};
         metadata->traits = 0;
         return nullptr;
     }
@@ -295,7 +298,7 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     call.losses = (float *)results[0]->data;
     call.grad = frame->results.size > 1 ? (float *)results[1]->data : nullptr;
     call.C = z.dims[1];
-    call.inner = z.dims[2];
+    call.inner = z.rank > 2 ? z.dims[2] : 1;
     call.N = z.dims[0] * call.inner;
     call.lie_in_order();
     call.gamma = settings[0];
@@ -328,4 +331,17 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     xla::NewError error = {sizeof(xla::NewError), nullptr,
                            "lmf_multi: no memory for a tile of rows", xla::RESOURCE_EXHAUSTED};
     return frame->api->create_error(&error);
+}
+
+// Tells an XLA of the function above, whose interface is given; 1 if it takes it. JAX has a function
+// for that, TensorFlow has none.
+extern "C" int lmf_multi_register_xla(const xla::Api *api) {
+    int minor = api->version.minor_version;
+    if (api->version.major_version != xla::MAJOR || minor < xla::OLDEST_MINOR || minor > xla::MINOR)
+        return 0;
+    xla::Registration registration = {sizeof(xla::Registration), nullptr,
+                                      {"lmf_multi_one_class", strlen("lmf_multi_one_class")},
+                                      {"Host", strlen("Host")},
+                                      nullptr, nullptr, nullptr, lmf_multi_one_class_xla, 0};
+    return succeeds(api, api->register_handler(&registration));
 }

@@ -1,7 +1,8 @@
-// What the kernel uses of XLA's C interface for custom calls (xla/ffi/api/c_api.h), version 0.3.
+// What the kernel uses of XLA's C interface for custom calls (xla/ffi/api/c_api.h).
 //
-// Declared here, as building must not take JAX. XLA promises that this layout stays, asks a custom
-// call when it is registered which version it keeps, and refuses those that it does not support.
+// Declared here, as building must not take JAX. The layout is that of versions 0.2 and 0.3 (JAX
+// 0.8 to 0.10). When a custom call is registered XLA asks for its version, and refuses one that it
+// does not support.
 
 #pragma once
 
@@ -10,7 +11,7 @@
 
 namespace xla {
 
-constexpr int MAJOR = 0, MINOR = 3;
+constexpr int MAJOR = 0, OLDEST_MINOR = 2, MINOR = 3;
 constexpr int METADATA = 1, EXECUTE = 3, RESOURCE_EXHAUSTED = 8, BF16 = 16;
 
 struct Error;    // null: none
@@ -88,6 +89,9 @@ struct Threads {
     int64_t *number;
 };
 
+struct Frame;
+struct Registration;
+
 struct Api {
     size_t struct_size;
     Extension *extensions;
@@ -96,9 +100,24 @@ struct Api {
     Error *(*create_error)(NewError *);
     void (*message_of_error)(void *);
     void (*destroy_error)(OldError *);
-    void *others[8];
+    Error *(*register_handler)(Registration *);
+    void *others[7];
     Error *(*schedule)(Task *);
     Error *(*number_of_threads)(Threads *);
+};
+
+struct Text {
+    const char *data;
+    size_t size;
+};
+
+struct Registration {
+    size_t struct_size;
+    Extension *extensions;
+    Text name, platform;
+    void *instantiate, *prepare, *initialize;
+    Error *(*execute)(Frame *);
+    uint32_t traits;
 };
 
 struct Frame {

@@ -249,17 +249,20 @@ class Jax(Adapter):
 
 
 class Keras(Adapter):
-    """On the backend of this process; the class masks by ``ignore_class``, so integers only."""
+    """On the backend of this process; the class masks by ``ignore_class``, so integers only.
+
+    "operations" is XLA without the CPU kernel.
+    """
 
     framework, engine = "keras", KERAS_BACKEND
     modes = {
-        "tensorflow": ("eager", "graph", "xla"),
+        "tensorflow": ("eager", "graph", "xla", "operations"),
         "jax": ("eager", "jit"),
         "torch": ("eager", "compile"),
     }[KERAS_BACKEND]
     compiled_modes = modes if KERAS_BACKEND == "jax" else modes[1:]
     traced_modes = modes[1:]
-    number_modes = ("graph", "xla")
+    number_modes = ("graph", "xla", "operations")
 
     @property
     def name(self):

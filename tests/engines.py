@@ -63,9 +63,9 @@ def jax_engine(call, parameters, arrays, dtypes, mode):
         return Result(*(np.asarray(a).astype(np.float64) for a in (value, grad)), *names)
 
 
-def without_kernel():
+def without_kernel(module="lmf_multi.jax._cpu"):
     """XLA runs operations on the CPU too, as elsewhere."""
-    return mock.patch.object(load("lmf_multi.jax._cpu"), "has_kernel", lambda: False)
+    return mock.patch.object(load(module), "has_kernel", lambda: False)
 
 
 @cached
@@ -85,7 +85,9 @@ def jax_function(call, mode):
 def tensorflow_engine(call, parameters, arrays, dtypes, mode):
     tf = load("tensorflow")
     tensors = {name: tf.cast(tf.constant(a), dtypes[name]) for name, a in arrays.items()}
-    value, grad = tensorflow_function(call, mode)(parameters, tensors)
+    without = without_kernel("lmf_multi.keras._tensorflow_cpu")
+    with without if mode == "operations" else nullcontext():
+        value, grad = tensorflow_function(call, mode)(parameters, tensors)
     results = (tf.cast(tensor, tf.float64).numpy() for tensor in (value, grad))
     return Result(*results, value.dtype.name, grad.dtype.name)
 
@@ -101,7 +103,7 @@ def tensorflow_function(call, mode):
             value = call(parameters, tensors["z"], **others)
         return value, tape.gradient(value, tensors["z"], tensors["upstream"])
 
-    return run if mode == "eager" else tf.function(run, jit_compile=mode == "xla")
+    return run if mode == "eager" else tf.function(run, jit_compile=mode != "graph")
 
 
 ENGINES = {"torch": torch_engine, "jax": jax_engine, "tensorflow": tensorflow_engine}

@@ -55,7 +55,6 @@ def has_kernel_for(z: Array) -> bool:
         and z.size > 0
         and jax.default_backend() == "cpu"
         and has_kernel()
-        and jax.sharding.get_abstract_mesh().empty
         and jax.typeof(z).sharding.mesh.empty
     )
 
@@ -119,12 +118,15 @@ def _by_kernel_jvp(
 
 _one_class: Any = Primitive(_NAME)
 _one_class.multiple_results = True
-_one_class.def_impl(
-    jax.jit(
-        _one_class.bind,
-        static_argnames=("operations", "axis", "has_mask", "has_ldam", "has_focal", "with_grad"),
-    )
+_compiled = jax.jit(
+    _one_class.bind,
+    static_argnames=("operations", "axis", "has_mask", "has_ldam", "has_focal", "with_grad"),
 )
+
+
+def _eager(*operands: Array, **settings: Any) -> Any:
+    with jax.disable_jit(False):  # a primitive is compiled by itself whatever the user asks for
+        return _compiled(*operands, **settings)
 
 
 def _shapes(z: Any, labels: Any, *_: Any, with_grad: bool, **settings: Any) -> list[ShapedArray]:
@@ -143,15 +145,12 @@ def _by_operations(
     has_focal: bool,
     with_grad: bool,
 ) -> tuple[Array, ...]:
-    masked, y = None, labels
-    if has_mask:
-        masked = labels == _MASKED
-        y = jnp.where(masked, 0, labels)
+    masked = labels == _MASKED if has_mask else None
     Δ = vectors[0] if has_ldam else None
     w = vectors[has_ldam] if len(vectors) > has_ldam else None
     γ, s, a, b = numbers
     terms = a if has_ldam else None, b if has_focal else None
-    return operations(z, y, masked, Δ, w, *terms, γ, s, axis)[: 1 + with_grad]
+    return operations(z, labels, masked, Δ, w, *terms, γ, s, axis)[: 1 + with_grad]
 
 
 def _by_call(
@@ -164,11 +163,13 @@ def _by_call(
     with_grad: bool,
     **settings: Any,
 ) -> list[Array]:
+    """Rows in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1."""
     z = z if z.dtype == jnp.bfloat16 else z.astype(jnp.float32)
     outer, C, inner = math.prod(z.shape[:axis]), z.shape[axis], math.prod(z.shape[axis + 1 :])
-    shapes = [(outer, inner), (outer, C, inner)][: 1 + with_grad]
-    call = jax.ffi.ffi_call(_NAME, [ShapedArray(shape, jnp.float32) for shape in shapes])
-    operands = z.reshape(outer, C, inner), labels.reshape(outer, inner), *others
+    rows = (outer,) if inner == 1 else (outer, inner)
+    shapes = [rows, (outer, C, *rows[1:])]
+    call = jax.ffi.ffi_call(_NAME, [ShapedArray(x, jnp.float32) for x in shapes[: 1 + with_grad]])
+    operands = z.reshape(shapes[1]), labels.reshape(rows), *others
     results = call(*operands, has_focal=np.bool_(has_focal), has_ldam=np.bool_(has_ldam))
     return [x.reshape(like.shape) for x, like in zip(results, (labels, z), strict=False)]
 
@@ -197,6 +198,7 @@ def _mapped(x: Array, axis: int | None, n: int) -> Array:
     return jnp.broadcast_to(x, (n, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
 
 
+_one_class.def_impl(_eager)
 _one_class.def_abstract_eval(_shapes)
 batching.primitive_batchers[_one_class] = _batched
 mlir.register_lowering(_one_class, mlir.lower_fun(_by_operations, multiple_results=True))

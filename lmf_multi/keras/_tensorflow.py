@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from lmf_multi.keras._tensorflow_cpu import by_kernel, has_kernel_for
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     Reduction,
@@ -62,6 +63,7 @@ def compute_loss(
         z, y = tf.reshape(z, [-1, C]), tf.reshape(y, [-1, C] if soft else [-1])
         where, axis = None if where is None else tf.reshape(where, [-1]), 1
     by_class = [-1] + [1] * (len(z.shape) - 1 - axis)
+    masked = None if where is None else ~where
     if soft:
         presence = tf.ones_like(tf.reduce_sum(y, axis), dtype)
         presence = presence if where is None else tf.cast(where, dtype)
@@ -69,15 +71,15 @@ def compute_loss(
         q = tf.where(present != 0, tf.cast(y, dtype), 0.0)
         W = tf.reduce_sum(q if w is None else q * tf.reshape(w, by_class), axis)
     else:
-        y, presence = _targets(y, C, where, mask_name, dtype)
-        W = presence if w is None else presence * tf.gather(w, y)
+        y = _targets(y, C, where, mask_name)
+        presence = _weights(y, masked, None, dtype)
+        W = presence if w is None else _weights(y, masked, w, dtype)
     by_weight, by_examples = _normalizers(W, where, reduction)
 
     if not soft and label_smoothing == 0:
-        a = None if alpha == 0 else W * (alpha / by_weight)
-        b = None if beta == 0 else W * (beta / by_examples)
-        Δ, masked = None if Δ is None else tf.gather(Δ, y), None if where is None else ~where
-        return tf.reshape(_mixture(z, y, masked, Δ, a, b, gamma, scale, axis), shape)
+        a = None if alpha == 0 else alpha / by_weight
+        b = None if beta == 0 else beta / by_examples
+        return tf.reshape(_mixture(z, y, masked, Δ, w, a, b, gamma, scale, axis), shape)
 
     if not soft:
         present = tf.expand_dims(presence, axis)
@@ -87,7 +89,7 @@ def compute_loss(
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
     z, Δ = tf.where(present != 0, z, 0.0), None if Δ is None else tf.reshape(Δ, by_class)
-    return tf.reshape(_mixture(z, None, None, Δ, a, b, gamma, scale, axis), shape)
+    return tf.reshape(_mixture(z, None, None, Δ, None, a, b, gamma, scale, axis), shape)
 
 
 def compute_sigmoid_loss(
@@ -136,13 +138,13 @@ def compute_sigmoid_loss(
         a = None if alpha == 0 else W * (alpha / by_weight)
         b = None if beta == 0 else W * (beta / by_examples)
         Δ = None if Δ is None else tf.where(positive, Δ[1], Δ[0])
-        return _mixture(x, positive, None, Δ, a, b, gamma, scale, None)
+        return _mixture(x, positive, None, Δ, None, a, b, gamma, scale, None)
 
     q = ((1 - label_smoothing) * tf.stack([1 - t, t]) + label_smoothing / 2) * presence
     share = q if w is None else q * w
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
-    return _mixture(x, None, None, Δ, a, b, gamma, scale, None)
+    return _mixture(x, None, None, Δ, None, a, b, gamma, scale, None)
 
 
 def _by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
@@ -172,18 +174,23 @@ def _is_class(y: tf.Tensor, C: Any, axis: int) -> tf.Tensor:
     return tf.one_hot(y, C, on_value=True, off_value=False, axis=axis, dtype=tf.bool)
 
 
-def _targets(
-    y: tf.Tensor, C: Any, where: tf.Tensor | None, mask_name: str, dtype: tf.DType
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Class indices, and each example's presence: 1, 0 for a masked one, NaN out of range."""
+def _targets(y: tf.Tensor, C: Any, where: tf.Tensor | None, mask_name: str) -> tf.Tensor:
+    """Class indices, 0 for a masked example, -1 for one out of range."""
     y = y if y.dtype == tf.int32 else tf.cast(y, tf.int64)
     y, C = y if where is None else tf.where(where, y, 0), tf.cast(C, y.dtype)
     if tf.executing_eagerly() and tf.size(y) > 0:
         smallest, largest = tf.reduce_min(y), tf.reduce_max(y)
         check_label_range(int(smallest), int(largest), int(C), mask_name)
-    presence = tf.ones_like(y, dtype) if where is None else tf.cast(where, dtype)
-    presence = tf.where((y >= 0) & (y < C), presence, _constant("nan", dtype))
-    return tf.cast(tf.clip_by_value(y, 0, C - 1), tf.int32), presence
+    return tf.cast(tf.where((y >= 0) & (y < C), y, -1), tf.int32)
+
+
+def _weights(
+    y: tf.Tensor, masked: tf.Tensor | None, w: tf.Tensor | None, dtype: tf.DType
+) -> tf.Tensor:
+    """Each example's class weight: 0 for a masked one, NaN for an unknown label."""
+    W = tf.ones_like(y, dtype) if w is None else tf.gather(w, tf.maximum(y, 0))
+    W = tf.where(y < 0, _constant("nan", dtype), W)
+    return W if masked is None else tf.where(masked, _constant(0, dtype), W)
 
 
 def _normalizers(
@@ -214,21 +221,24 @@ def _mixture(
     y: tf.Tensor | None,
     masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
-    a: tf.Tensor | None,
-    b: tf.Tensor | None,
+    w: tf.Tensor | None,
+    a: Any,
+    b: Any,
     γ: float,
     s: float,
     axis: int | None,
 ) -> tf.Tensor:
-    """a LDAM_y + b Focal_y of each example, or with ``y=None`` the sum of it over the classes.
+    """w_y (a LDAM_y + b Focal_y) of each example, of vectors Δ and w and numbers a and b.
 
-    Without a class axis it is the sigmoid form: y tells the positive elements, and with ``y=None``
-    Δ, a and b hold negative and positive along a first axis.
+    ``masked`` tells the examples that do not count, if some do not; -1 is an unknown label. With
+    ``y=None`` it is the sum over the classes, with a and b of the logits' shape, and Δ for each
+    class. Without a class axis it is the sigmoid form: y tells the positive elements, of which a,
+    b and Δ are, and with ``y=None`` those hold negative and positive along a first axis.
     """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def closed_form(z: tf.Tensor) -> Any:
-        loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
+        loss, grad = _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis)
 
         def pull(upstream: tf.Tensor) -> tf.Tensor:
             upstream = upstream if axis is None else tf.expand_dims(upstream, axis)
@@ -244,18 +254,29 @@ def _value_and_grad(
     y: tf.Tensor | None,
     masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
-    a: tf.Tensor | None,
-    b: tf.Tensor | None,
+    w: tf.Tensor | None,
+    a: Any,
+    b: Any,
     γ: float,
     s: float,
     axis: int | None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    z = z if z.dtype == tf.float64 else tf.cast(z, tf.float32)
+    if axis is not None and y is not None:
+
+        def operations(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return _one_class(_widened(z), y, masked, Δ, w, a, b, γ, s, axis)
+
+        if has_kernel_for(z, axis):
+            return by_kernel(operations, z, y, masked, Δ, w, a, b, γ, s, axis)
+        return operations(z)
+    z = _widened(z)
     if axis is None:
         return _sigmoid(z, y, Δ, a, b, γ, s)
-    if y is None:
-        return _all_classes(z, Δ, a, b, γ, s, axis)
-    return _one_class(z, y, masked, Δ, a, b, γ, s, axis)
+    return _all_classes(z, Δ, a, b, γ, s, axis)
+
+
+def _widened(z: tf.Tensor) -> tf.Tensor:
+    return z if z.dtype == tf.float64 else tf.cast(z, tf.float32)
 
 
 def _one_class(
@@ -263,13 +284,15 @@ def _one_class(
     y: tf.Tensor,
     masked: tf.Tensor | None,
     Δ: tf.Tensor | None,
-    a: tf.Tensor | None,
-    b: tf.Tensor | None,
+    w: tf.Tensor | None,
+    a: Any,
+    b: Any,
     γ: float,
     s: float,
     axis: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss of the labelled class alone, and its gradient."""
+    W, y = _weights(y, masked, w, z.dtype), tf.maximum(y, 0)
     is_y, z_y = _is_class(y, tf.shape(z)[axis], axis), _at_class(z, y, axis)
     others = tf.where(is_y, _constant("-inf", z.dtype), z)
     M = _at_least(_max_of_others(z, is_y, axis), -_LARGE)
@@ -283,17 +306,17 @@ def _one_class(
     if a is not None and Δ is not None:
         e = tf.exp(s * x)
         S = _at_least(_total(e, axis), 1)  # 1 or more unless no other class is possible
-        ldam, slope = _ldam(_log_odds(z_y, M, S, s, Δ), s)
-        losses.append(_times(a, ldam))
-        slopes.append(a * slope)
-        grads.append(e * tf.expand_dims(-a * slope / S, axis))
+        ldam, slope = _ldam(_log_odds(z_y, M, S, s, tf.gather(Δ, y)), s)
+        losses.append(_times(W * a, ldam))
+        slopes.append(W * a * slope)
+        grads.append(e * tf.expand_dims(-slopes[-1] / S, axis))
     if b is not None:
         e = tf.exp(x)
         S = _at_least(_total(e, axis), 1)
         focal, slope = _focal(_log_odds(z_y, M, S), γ)
-        losses.append(_times(b, focal))
-        slopes.append(b * slope)
-        grads.append(e * tf.expand_dims(-b * slope / S, axis))
+        losses.append(_times(W * b, focal))
+        slopes.append(W * b * slope)
+        grads.append(e * tf.expand_dims(-slopes[-1] / S, axis))
     if not losses:
         return tf.zeros_like(z_y), tf.zeros_like(z)
     return _sum(losses), tf.where(is_y, tf.expand_dims(_sum(slopes), axis), _sum(grads))

@@ -1,0 +1,220 @@
+"""The CPU kernel as TensorFlow's XLA calls it, beside the suite of every backend."""
+
+import importlib.util
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from lmf_multi import reference
+from tests.adapters import Keras as KerasAdapter
+from tests.cases import Case, rounded
+from tests.engines import without_kernel
+from tests.frameworks import KERAS_BACKEND, REQUIRED, load
+
+if KERAS_BACKEND != "tensorflow":
+    pytest.skip("runs with Keras on tensorflow", allow_module_level=True)
+
+RNG = np.random.default_rng(0)
+COUNTS = (625, 16, 1)
+CPU = "lmf_multi.keras._tensorflow_cpu"
+
+
+@pytest.fixture(scope="module")
+def tf():
+    return load("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def losses():
+    return load("lmf_multi.keras")
+
+
+@pytest.fixture(autouse=True)
+def cpu(losses):
+    """The module, or a skip where the kernel was not compiled or TensorFlow cannot call it."""
+    cpu = load(CPU)
+    if not cpu.has_kernel():
+        if "keras" in REQUIRED and sys.platform == "linux":
+            pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
+        pytest.skip("there is no CPU kernel for TensorFlow")
+    return cpu
+
+
+def batch(tf, *shape, dtype="float32"):
+    """Logits and labels."""
+    z, y = RNG.normal(0, 3, shape), RNG.integers(0, shape[-1], shape[:-1])
+    return tf.cast(z, dtype), tf.constant(y, tf.int32)
+
+
+def step(tf, loss, jit=True, **options):
+    """Value and gradient, compiled by XLA."""
+
+    def run(z, y):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = loss(y, z)
+        return value, tape.gradient(value, z)
+
+    return tf.function(run, jit_compile=jit, **options)
+
+
+def calls(function, *arguments):
+    """How often the graph calls a module of XLA."""
+    graph = function.get_concrete_function(*arguments).graph
+    return sum(operation.type == "XlaCallModule" for operation in graph.get_operations())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((5000, 7), -1),
+        ((45, 1000), -1),
+        ((2, 90, 100, 5), -1),
+        ((2, 90, 100, 5), 1),
+        ((19, 4, 65), 0),
+        ((40,), 0),
+    ],
+)
+def test_sizes(shape, axis, dtype):
+    """Tiles, vectors and threads that are busy and not; a fifth of the examples masked."""
+    labels = RNG.integers(0, shape[-1], shape[:-1])
+    case = Case(
+        rounded(RNG.normal(0, 3, shape), dtype),
+        labels,
+        tuple(range(1, shape[-1] + 1)),
+        np.linspace(0.5, 2, shape[-1]),
+        where=RNG.random(labels.shape) > 0.2,
+        dtype=dtype,
+        axis=axis,
+        reduction="none",
+    )
+    case.check(KerasAdapter("xla")(case))
+
+
+def test_graphs_that_xla_compiles_call_it(tf, losses):
+    z, y = batch(tf, 6, 3)
+    loss = losses.LMFLoss(COUNTS)
+    assert calls(step(tf, loss), z, y) == 1
+    assert calls(step(tf, loss, jit=False), z, y) == 0
+    in_double = losses.LMFLoss(COUNTS, dtype="float64")
+    assert calls(step(tf, in_double), tf.cast(z, tf.float64), y) == 0
+    with without_kernel(CPU):
+        assert calls(step(tf, loss), z, y) == 0
+    inner = step(tf, loss, jit=None)
+    outer = tf.function(lambda z, y: inner(z, y), jit_compile=True)
+    for value, expected in zip(outer(z, y), step(tf, loss)(z, y), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_sizes_that_tracing_does_not_know(tf, losses):
+    """One trace; a number of classes that is unknown is left to the operations."""
+    z, y = batch(tf, 6, 5, 4, 3)
+    loss = losses.LMFLoss(COUNTS)
+    of_any = [tf.TensorSpec((None, 5, None, 3)), tf.TensorSpec((None, 5, None), tf.int32)]
+    run, exact = step(tf, loss, input_signature=of_any), step(tf, loss)
+    assert calls(run) == 1
+    for rows, columns in ((6, 4), (2, 4), (6, 1), (1, 2)):
+        some = z[:rows, :, :columns], y[:rows, :, :columns]
+        for value, expected in zip(run(*some), exact(*some), strict=True):
+            np.testing.assert_array_equal(value, expected)
+    value, grad = run(z[:0], y[:0])
+    assert value == 0 and grad.shape == (0, 5, 4, 3)
+    classes = [tf.TensorSpec((6, None)), tf.TensorSpec((6,), tf.int32)]
+    assert calls(step(tf, loss, input_signature=classes)) == 0
+
+
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+@pytest.mark.parametrize("weight", [None, (0.5, 1.0, 3.0)])
+def test_terms_and_weights(tf, losses, name, weight):
+    """Each is there and not."""
+    z, y = batch(tf, 60, 3)
+    value, _ = step(tf, getattr(losses, name)(COUNTS, class_weight=weight))(z, y)
+    expected = getattr(reference, name)(COUNTS, class_weight=weight)(z.numpy(), y.numpy())
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_labels_out_of_range_give_nan(tf, losses):
+    for bad in (-3, -2, -1, 3, 2**31 - 1):
+        z, y = batch(tf, 40, 3)
+        y = tf.tensor_scatter_nd_update(y, [[5], [9]], [bad, -100])
+        loss = losses.LMFLoss(COUNTS, reduction="none", ignore_class=-100)
+        value, grad = step(tf, loss)(z, y)
+        spoilt = np.arange(40) == 5
+        np.testing.assert_array_equal(np.isnan(value), spoilt)
+        np.testing.assert_array_equal(np.isnan(grad).all(1), spoilt)
+        assert value[9] == 0 and not grad[9].numpy().any()
+
+
+def test_second_derivatives(tf, losses):
+    z, y = batch(tf, 12, 3)
+    loss, direction = losses.LMFLoss(COUNTS, scale=2.0), tf.constant(RNG.normal(0, 1, (12, 3)))
+
+    def product(z, y):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            with tf.GradientTape() as inner:
+                inner.watch(z)
+                value = loss(y, z)
+            grad = inner.gradient(value, z)
+            both = tf.reduce_sum(grad * tf.cast(direction, z.dtype)) + value**2
+        return tape.gradient(both, z)
+
+    run = tf.function(product, jit_compile=True)
+    assert calls(run, z, y)
+    expected = product(z, y)
+    largest = np.abs(expected).max()
+    assert largest > 0
+    np.testing.assert_allclose(run(z, y) / largest, expected / largest, rtol=0, atol=1e-5)
+
+
+def test_fit(tf, losses):
+    """An uneven last batch among them; the loss is the one without the kernel."""
+    keras, x, y = load("keras"), RNG.normal(0, 1, (70, 5)), RNG.integers(0, 3, 70)
+
+    def history():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Dense(3)])
+        model.compile("adam", loss=losses.LMFLoss(COUNTS), jit_compile=True)
+        return model.fit(x, y, batch_size=32, epochs=3, verbose=0).history["loss"]
+
+    found = history()
+    with without_kernel(CPU):
+        expected = history()
+    assert expected[0] != expected[-1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["not compiled", "too old", "another version"])
+def test_absence_is_said_once(tf, losses, cpu, monkeypatch, caplog, reason):
+    library = load("lmf_multi._cpu").library
+    z, y = batch(tf, 6, 3)
+    expected = losses.LMFLoss(COUNTS)(y, z)
+    if reason == "not compiled":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        library.cache_clear()
+    elif reason == "too old":
+        xla = load("tensorflow.compiler.tf2xla.python.xla")
+        monkeypatch.setattr(xla, "call_module_maximum_supported_version", lambda: 8)
+    else:
+        monkeypatch.setattr(library(), "lmf_multi_register_xla", lambda interface: 0)
+    cpu.has_kernel.cache_clear()
+    try:
+        with caplog.at_level(logging.DEBUG, logger="lmf_multi"):
+            values = [step(tf, losses.LMFLoss(COUNTS))(z, y)[0] for _ in range(2)]
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+        cpu.has_kernel.cache_clear()
+    np.testing.assert_allclose(values, 2 * [expected], rtol=1e-6)
+    (record,) = (record for record in caplog.records if record.name == "lmf_multi")
+    assert record.levelno == logging.DEBUG
+    said = {
+        "not compiled": "was not compiled",
+        "too old": "version 8",
+        "another version": "refuses",
+    }
+    assert said[reason] in record.getMessage()
+    assert cpu.has_kernel()
