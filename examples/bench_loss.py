@@ -2,6 +2,7 @@
 
     python -m examples.bench_loss                           PyTorch on the CPU, all shapes
     python -m examples.bench_loss --framework jax           or keras (TensorFlow with XLA)
+    python -m examples.bench_loss --operations              without the CPU kernel
     python -m examples.bench_loss --device cuda --json cuda.json
     python -m examples.bench_loss --framework jax --aot v5e:2x2    a TPU's compiler, without a TPU
 
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault(name, silent)
     if args.device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if args.operations:  # before the framework's modules take it
+        importlib.import_module("lmf_multi._cpu").library = lambda: None
     framework = importlib.import_module(f"examples.bench_{args.framework}")
     if args.aot:
         programs = framework.report_aot(args.aot, console)
@@ -92,6 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--framework", choices=FRAMEWORKS, default="torch")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--json", metavar="FILE", help="write the figures there too")
+    add("--operations", action="store_true", help="as where the CPU kernel was not compiled")
     add("--quick", action="store_true", help="the smallest shape alone")
     add("--seconds", type=float, default=SECONDS, help="for each shape and dtype")
     add("--aot", metavar="TOPOLOGY", help="compile for this TPU topology instead (jax)")

@@ -2,8 +2,7 @@
 //
 // The steps of lmf_multi.reference, in the algebra of torch/_triton_kernels.py: float32, with what
 // differences lose by rounding put back; names with _s are those of s z. A tile of a few rows stays
-// in the cache: its logits are read once, and their gradient is written once. Results that are not
-// finite are left to the caller, who has operations for infinities.
+// in the cache: its logits are read once, and their gradient is written once.
 //
 // Vectors are those of GCC and Clang. GCC compiles them for three generations of x86, by pragmas:
 // target_clones would clone vectors that were taken apart for the oldest already.
@@ -164,10 +163,11 @@ Totals totals(const Generation &cpu, const Call &call, const Plan &plan, int64_t
 
 }  // namespace
 
-// The loss, summed, and its gradient. Means divide LDAM by the total class weight and focal by the
-// number of examples, those of the batch where `total_weight` is NaN; `by_weight` 0 divides both by
-// the examples, `by_examples` 0 neither. Returns 0; before anything is written, 1 for a label that
-// is out of range and 2 where memory is short.
+// For PyTorch: the loss, summed, and its gradient; what is not finite is left to its operations.
+// Means divide LDAM by the total class weight and focal by the number of examples, those of the
+// batch where `total_weight` is NaN; `by_weight` 0 divides both by the examples, `by_examples` 0
+// neither. Returns 0; before anything is written, 1 for a label that is out of range and 2 where
+// memory is short.
 extern "C" int lmf_multi_one_class(
     const void *z, int bfloat16, const int64_t *y, const float *margins, const float *weights,
     float *grad, float *losses, double *loss, int64_t N, int64_t C, int64_t inner,

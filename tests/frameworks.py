@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from contextlib import suppress
 from functools import cache
 from types import ModuleType
@@ -28,6 +29,15 @@ def load(framework: str) -> ModuleType:
         if framework in REQUIRED:
             pytest.fail(f"LMF_MULTI_REQUIRE names {framework}, which is not installed")
         pytest.skip(f"{framework} is not installed", allow_module_level=True)
+
+
+def need_kernel(found: object, framework: str) -> None:
+    """Skip a test of the CPU kernel where there is none; fail it where it should be."""
+    if found:
+        return
+    if framework in REQUIRED and sys.platform == "linux":
+        pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
+    pytest.skip(f"there is no CPU kernel for {framework}")
 
 
 @cache

@@ -4,7 +4,6 @@ import ctypes
 import dataclasses
 import importlib.util
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from lmf_multi import reference
 from tests.adapters import Torch as TorchAdapter
 from tests.cases import Case, Result, rounded
 from tests.checks import refuses
-from tests.frameworks import REQUIRED, load
+from tests.frameworks import load, need_kernel
 from tests.hard import hard_examples
 
 RNG = np.random.default_rng(0)
@@ -29,10 +28,7 @@ def torch():
 def cpu(torch):
     """The module, or a skip where no compiler was at hand when the package was installed."""
     cpu = load("lmf_multi.torch._cpu")
-    if cpu.kernel() is None:
-        if "torch" in REQUIRED and sys.platform == "linux":
-            pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
-        pytest.skip("the CPU kernel was not compiled")
+    need_kernel(cpu.kernel(), "torch")
     return cpu
 
 

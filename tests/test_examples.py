@@ -198,6 +198,32 @@ def test_bench_measures_every_loss_in_turn(framework, tmp_path):
             assert f"{row['ratio']:.2f}" in done.stdout
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
+def test_bench_measures_what_there_is_without_the_kernel(framework):
+    """Nothing that was imported before it has the kernel."""
+    for needed in (*NEEDS.get(framework, ["jax", "optax"]), "rich"):
+        load(needed)
+    module = {"keras": "keras._tensorflow_cpu"}.get(framework, f"{framework}._cpu")
+    code = f"""
+import importlib, sys
+from examples import bench_loss
+
+bench_loss.main(sys.argv[1:])
+cpu = importlib.import_module("lmf_multi.{module}")
+print("kernel:", cpu.{"kernel" if framework == "torch" else "has_kernel"}())
+"""
+    options = ["--framework", framework, "--quick", "--seconds", "0.1"]
+    for more, expected in (
+        ([], ("kernel: <", "kernel: True")),
+        (["--operations"], ("kernel: None", "kernel: False")),
+    ):
+        command = [sys.executable, "-c", code, *options, *more]
+        env = os.environ | {"KERAS_BACKEND": "tensorflow"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith(expected)
+
+
 def test_bench_compiles_for_a_tpu_that_is_not_here(tmp_path):
     """XLA's own counts, which do not vary: at most 1.5 times cross-entropy's bytes on each chip."""
     for needed in ("jax", "optax", "rich", "libtpu"):

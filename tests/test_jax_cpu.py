@@ -16,7 +16,7 @@ import lmf_multi
 from tests.adapters import Jax as JaxAdapter
 from tests.cases import Case, rounded
 from tests.engines import without_kernel
-from tests.frameworks import REQUIRED, load
+from tests.frameworks import load, need_kernel
 from tests.hard import hard_examples
 
 RNG = np.random.default_rng(0)
@@ -38,10 +38,7 @@ def losses():
 def cpu():
     """The module, or a skip where the kernel was not compiled or JAX cannot call it."""
     cpu = load("lmf_multi.jax._cpu")
-    if not cpu.has_kernel():
-        if "jax" in REQUIRED and sys.platform == "linux":
-            pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
-        pytest.skip("there is no CPU kernel for JAX")
+    need_kernel(cpu.has_kernel(), "jax")
     return cpu
 
 

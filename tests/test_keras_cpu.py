@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from lmf_multi import reference
 from tests.adapters import Keras as KerasAdapter
 from tests.cases import Case, rounded
 from tests.engines import without_kernel
-from tests.frameworks import KERAS_BACKEND, REQUIRED, load
+from tests.frameworks import KERAS_BACKEND, load, need_kernel
 
 if KERAS_BACKEND != "tensorflow":
     pytest.skip("runs with Keras on tensorflow", allow_module_level=True)
@@ -35,10 +34,7 @@ def losses():
 def cpu(losses):
     """The module, or a skip where the kernel was not compiled or TensorFlow cannot call it."""
     cpu = load(CPU)
-    if not cpu.has_kernel():
-        if "keras" in REQUIRED and sys.platform == "linux":
-            pytest.fail("the CPU kernel is missing: install with a C++ compiler at hand")
-        pytest.skip("there is no CPU kernel for TensorFlow")
+    need_kernel(cpu.has_kernel(), "keras")
     return cpu
 
 
