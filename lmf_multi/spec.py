@@ -428,6 +428,11 @@ def _dtype_name(dtype: Any) -> str:
 def as_numpy(values: Any) -> NDArray[Any]:
     """An array of numbers in any form that users hold them."""
     if hasattr(values, "detach"):  # a PyTorch tensor, perhaps on a GPU
+        if values.is_meta:
+            raise ValueError(
+                "a tensor on the meta device holds no numbers, "
+                f"got shape {tuple(values.shape)}; pass a list"
+            )
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
     return np.asarray(values)

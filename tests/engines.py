@@ -18,7 +18,10 @@ cached = lru_cache(maxsize=32)  # compiled code takes memory: what is not used a
 
 def torch_engine(call, parameters, arrays, dtypes, mode):
     torch = load("torch")
-    tensors = {name: torch.tensor(a).to(getattr(torch, dtypes[name])) for name, a in arrays.items()}
+    tensors = {
+        name: torch.tensor(a, device="cpu").to(getattr(torch, dtypes[name]))
+        for name, a in arrays.items()
+    }
     upstream = tensors.pop("upstream")
     if mode == "vmap":
 

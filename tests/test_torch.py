@@ -1,15 +1,17 @@
-"""What only PyTorch has: buffers, devices, tracing without data, autocast, learned targets."""
+"""What only PyTorch has: modules, devices, defaults, tracing without data, learned targets."""
 
 import copy
 import dataclasses
 import io
+import weakref
 
 import numpy as np
 import pytest
 
 from lmf_multi import class_margins, reference
+from tests.adapters import ADAPTERS
 from tests.adapters import Torch as TorchAdapter
-from tests.cases import Case, rounded
+from tests.cases import Case, Result, SigmoidCase, rounded
 from tests.checks import refuses
 from tests.frameworks import load
 from tests.hard import hard_examples
@@ -46,14 +48,124 @@ def test_buffers_stay_out_of_checkpoints(torch, losses):
     model.load_state_dict(torch.nn.Sequential(torch.nn.Linear(2, 3)).state_dict())
 
 
-def test_buffers_follow_the_module(torch, losses):
+def test_vectors_follow_the_logits(torch, losses, labels):
+    """To a device that the module was never moved to, and back; meta has no numbers to keep."""
     loss = losses.LMFLoss(COUNTS)
-    names = {name for name, _ in loss.named_buffers()}
-    assert names == {"margins", "class_weight"}
-    moved = torch.nn.Sequential(loss).to("meta")
-    assert {buffer.device.type for buffer in moved.buffers()} == {"meta"}
+    assert not list(loss.buffers())
+    expected = loss(torch.tensor(LOGITS), labels)
+    assert torch.nn.Sequential(loss).to("meta")[0](torch.tensor(LOGITS), labels) == expected
+    assert loss(torch.tensor(LOGITS, device="meta"), labels.to("meta")).device.type == "meta"
+    assert loss(torch.tensor(LOGITS), labels) == expected
     assert losses.LDAMLoss(COUNTS).class_weight is None
     assert losses.FocalLoss().margins is None
+
+
+def overwrite_buffers(torch, module):
+    """As FSDP1's buffer_dtype does, or a loader that knows only what checkpoints hold."""
+    for buffer in module.buffers():
+        buffer.data = torch.full_like(buffer, 7).bfloat16()
+    return module
+
+
+LOADERS = {
+    "meta, then empty": lambda torch, build: in_meta(torch, build).to_empty(device="cpu"),
+    "meta, then loaded": lambda torch, build: in_meta(torch, build),
+    "buffers overwritten": lambda torch, build: overwrite_buffers(torch, build()),
+    "to the meta device": lambda torch, build: build().to("meta").to_empty(device="cpu"),
+    "loaded to meta": lambda torch, build: saved_and_loaded(torch, build(), "meta"),
+    "half": lambda torch, build: build().half(),
+    "inference": lambda torch, build: in_inference(torch, build),
+}
+
+
+def in_meta(torch, build):
+    with torch.device("meta"):
+        return build()
+
+
+def in_inference(torch, build):
+    with torch.inference_mode():
+        return build().to("meta").to("cpu")
+
+
+def saved_and_loaded(torch, module, device):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, map_location=device, weights_only=False)
+
+
+@pytest.mark.parametrize("how", LOADERS)
+def test_loaders_cannot_change_the_numbers(torch, losses, labels, how):
+    """Margins and weights follow from the counts, whatever is done to modules."""
+    sigmoid = {"positive_counts": [5, 1, 2], "negative_counts": [1, 2, 3]}
+    for build, y in (
+        (lambda: losses.LMFLoss(COUNTS), labels),
+        (lambda: losses.FocalLoss(COUNTS, class_weight="balanced"), labels),
+        (lambda: losses.SigmoidLMFLoss(**sigmoid), torch.eye(3)[labels]),
+    ):
+        z = torch.tensor(LOGITS, requires_grad=True)
+        results = []
+        for loss in (build(), LOADERS[how](torch, build)):
+            for weight in (None, "effective"):
+                value = loss(z, y)
+                results.append((value.item(), torch.autograd.grad(value, z)[0].numpy()))
+                loss.set_class_weight(weight)
+        for (value, grad), (expected, of_logits) in zip(results[2:], results[:2], strict=True):
+            np.testing.assert_array_equal(value, expected)
+            np.testing.assert_array_equal(grad, of_logits)
+
+
+def test_counts_without_numbers_are_refused(torch, losses):
+    sentence = "a tensor on the meta device holds no numbers, got shape (3,); pass a list"
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(torch.tensor(COUNTS, device="meta"))
+
+
+DEFAULTS = {
+    "bfloat16": lambda torch: torch.set_default_dtype(torch.bfloat16),
+    "float64": lambda torch: torch.set_default_dtype(torch.float64),
+    "meta": lambda torch: torch.set_default_device("meta"),
+}
+
+
+DTYPES = {"eager": ["float64", "float32", "bfloat16"], "vmap": ["float32"], "operator": ["float32"]}
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        (mode, dtype)
+        for mode, dtypes in ({**DTYPES, "compile": ["float32"]}).items()
+        for dtype in dtypes
+    ],
+)
+def test_defaults_change_no_number(torch, losses, default, mode, dtype):
+    """Neither dtype nor device of what a user makes without saying which."""
+    adapter = {a.name: a for a in ADAPTERS}[f"torch-{mode}"]
+    z = rounded(LOGITS, dtype)
+    base = Case(z, LABELS, COUNTS, WEIGHTS, dtype=dtype)
+    soft = dataclasses.replace(base, labels=rounded(SOFT, dtype), label_dtype=dtype)
+    sigmoid = SigmoidCase(z, np.eye(3)[LABELS], (5, 2), dtype=dtype, label_smoothing=0.1)
+    cases = [base, dataclasses.replace(base, where=np.arange(6) != 2), sigmoid]
+    if mode == "eager":
+        cases += [soft, *(dataclasses.replace(case, label_smoothing=0.1) for case in (base, soft))]
+    cases = [
+        dataclasses.replace(case, reduction=reduction, as_class=True)
+        for case in cases
+        for reduction in (("none", "mean") if mode == "eager" else ("none",))
+    ]
+    taken = [case for case in cases if adapter.takes(case)]
+    assert taken
+    torch._dynamo.reset()
+    try:
+        DEFAULTS[default](torch)
+        for case in taken:
+            case.check(adapter(case))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 def test_casting_the_module_keeps_its_precision(torch, losses, labels):

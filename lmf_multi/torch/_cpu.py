@@ -113,7 +113,9 @@ def _call(
     layout, y = layout_of(z, y, axis), y.long().contiguous()
     assert layout is not None, "has_kernel_for() refuses these strides"
     grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
-    losses = torch.empty(y.shape) if reduction == "none" else None
+    # whatever the defaults are: the kernel writes float32 into the memory of this device
+    kind: Any = {"dtype": torch.float32, "device": z.device}
+    losses = torch.empty(y.shape, **kind) if reduction == "none" else None
     Δ, w = (None if v is None else v.contiguous() for v in (Δ, w))
     total = ctypes.c_double()
     status = kernel()(
@@ -141,7 +143,7 @@ def _call(
         raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
     if status == _UNKNOWN_LABEL or not math.isfinite(total.value):
         return None
-    return torch.tensor(total.value) if losses is None else losses, grad
+    return torch.tensor(total.value, **kind) if losses is None else losses, grad
 
 
 # --- in compiled code, an operator

@@ -373,7 +373,7 @@ def _targets(
         smallest, largest = (int(bound) for bound in torch.aminmax(y))
         if ignore_index is None or not smallest <= ignore_index <= largest:
             check_label_range(smallest, largest, C, mask_name)
-            return y.long(), torch.ones((), dtype=dtype).expand(y.shape), None
+            return y.long(), torch.ones((), dtype=dtype, device=y.device).expand(y.shape), None
     y = y.long()  # an unsigned label compared with -100 would be compared with 156
     if ignore_index is not None:
         valid = y != ignore_index

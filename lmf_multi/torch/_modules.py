@@ -22,24 +22,29 @@ from lmf_multi._constructors import (
 )
 from lmf_multi.spec import (
     Counts,
+    Floats,
     Reduction,
     Weights,
     check_reduction,
 )
+from lmf_multi.torch._closed_form import is_plain
 from lmf_multi.torch._distributed import check_group, group_size, group_totals
 from lmf_multi.torch._functional import masked_loss, total_weight_and_examples
 from lmf_multi.torch._sigmoid import masked_sigmoid_loss, total_sigmoid_weight_and_examples
 
 
 class _Loss(nn.Module):
-    """Hyper-parameters as attributes, margins and class weights as non-persistent buffers.
+    """Hyper-parameters, margins and class weights as attributes.
 
-    The buffers follow the module from device to device. They stay float64 whatever the module is
-    cast to, because a margin rounded to bfloat16 is another margin, and are cast at each call.
+    Margins and weights are no buffers: they follow from the class counts, whereas buffers are what
+    casts round, what a start on the meta device leaves empty, and what loaders of models overwrite.
+    The module keeps them in NumPy; tensors of them lie where the module or the last logits are, in
+    float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
     """
 
     margins: Tensor | None
     class_weight: Tensor | None
+    _exact: dict[str, Floats | None]
     build: Callable[..., Parameters]
     _function = staticmethod(masked_loss)
 
@@ -53,10 +58,8 @@ class _Loss(nn.Module):
         super().__init__()
         check_reduction(reduction)
         check_group(process_group, reduction)
-        for name in ("margins", "class_weight"):
-            values = getattr(parameters, name)
-            buffer = None if values is None else torch.tensor(values, dtype=torch.float64)
-            self.register_buffer(name, buffer, persistent=False)
+        self._exact = {"margins": parameters.margins, "class_weight": parameters.class_weight}
+        self._place(torch.device("cpu"))
         self.alpha, self.beta = parameters.alpha, parameters.beta
         self.gamma, self.scale = parameters.gamma, parameters.scale
         self.label_smoothing = parameters.label_smoothing
@@ -98,18 +101,18 @@ class _Loss(nn.Module):
             class_weight: what the constructor takes; None gives ones.
         """
         parameters = self.build(**(current(self._config, self) | {"class_weight": class_weight}))
-        weights = parameters.class_weight
+        weights, before = parameters.class_weight, self.class_weight
         if weights is None:
-            reference = parameters.margins if self.class_weight is None else self.class_weight
+            reference = self._exact["class_weight" if parameters.margins is None else "margins"]
             if reference is None:  # focal without weights, now as before
                 return
-            weights = np.ones(tuple(reference.shape))
-        if self.class_weight is None:
-            device = "cpu" if self.margins is None else self.margins.device
-            self.class_weight = torch.tensor(weights, dtype=torch.float64, device=device)
+            weights = np.ones(reference.shape)
+        self._exact["class_weight"] = weights
+        if before is None:
+            self._place(torch.device("cpu") if self.margins is None else self.margins.device)
         else:
             with torch.no_grad():
-                self.class_weight.copy_(torch.tensor(weights, dtype=torch.float64))
+                before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
         self._config = parameters.config
 
     def _reduced(
@@ -126,6 +129,9 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = group_totals(self._totals(target, **mask), self.process_group)
+        vectors = (self.margins, self.class_weight)
+        if is_plain(input) and any(v is not None and v.device != input.device for v in vectors):
+            self._place(input.device)
         loss = self._function(
             input,
             target,
@@ -147,12 +153,21 @@ class _Loss(nn.Module):
         return total_weight_and_examples(target, self.class_weight, self.ignore_index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loss":
-        device = fn(torch.empty(0)).device
-        # MPS has no float64
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        for name, buffer in self.named_buffers():
-            setattr(self, name, buffer.to(device, dtype))
+        vector = self.class_weight if self.margins is None else self.margins
+        self._place(fn(torch.empty(0, device="cpu" if vector is None else vector.device)).device)
         return self
+
+    def _place(self, device: torch.device) -> None:
+        """Lay the tensors of margins and class weights on a device, for all that may come."""
+        if device.type == "meta":  # where nothing has a number
+            device = torch.device("cpu")
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        with torch.inference_mode(False):
+            for name, values in self._exact.items():
+                vector = (
+                    None if values is None else torch.tensor(values, dtype=dtype, device=device)
+                )
+                setattr(self, name, vector)
 
     def extra_repr(self) -> str:
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
