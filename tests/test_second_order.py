@@ -74,21 +74,33 @@ def test_torch_func(form, gamma):
     compare(product.numpy(), case)
 
 
+# PyTorch's own, when it loads its rules for forward mode
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @forms
-def test_torch_func_in_compiled_code(form):
-    """First derivatives; the second, which the compiler would take for 0, are refused."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_torch_nested_transforms(form, compiled):
+    """Each of the four nestings, and reverse mode around them; compiled, PyTorch can do fewer."""
     torch, case = load("torch"), build(form, 1.5)
-    f, z = torch_loss(case), torch.tensor(LOGITS)
-
-    def squared_slope(z):
-        return torch.func.grad(f)(z).square().sum()
-
+    f, func, v = torch_loss(case), torch.func, torch.tensor(DIRECTION)
+    products = {
+        "forward over reverse": lambda z: func.jvp(func.grad(f), (z,), (v,))[1],
+        "reverse over reverse": lambda z: func.grad(lambda z: (func.grad(f)(z) * v).sum())(z),
+        "reverse over forward": lambda z: func.grad(lambda z: func.jvp(f, (z,), (v,))[1])(z),
+        "autograd over reverse": lambda z: torch.autograd.grad((func.grad(f)(z) * v).sum(), z)[0],
+    }
     torch._dynamo.reset()
-    value = torch.compile(squared_slope, fullgraph=True)(z)
-    torch.testing.assert_close(value, squared_slope(z), rtol=1e-12, atol=0)
-    sentence = "torch.compile differentiates this loss once, got nested transforms of torch.func"
-    with pytest.raises(Exception, match=sentence):
-        torch.compile(torch.func.grad(squared_slope))(z)
+    for name, product in products.items():
+        z = torch.tensor(LOGITS, requires_grad=name.startswith("autograd"))
+        if name.startswith("autograd") and compiled:
+            slope = torch.compile(func.grad(f), fullgraph=True)(z)
+            (result,) = torch.autograd.grad((slope * v).sum(), z)
+        else:
+            result = (torch.compile(product, fullgraph=True) if compiled else product)(z)
+        compare(result.detach().numpy(), case)
+    if not compiled:
+        z = torch.tensor(LOGITS)
+        slope = func.jvp(lambda z: func.jvp(f, (z,), (v,))[1], (z,), (v,))[1]
+        np.testing.assert_allclose(slope, (hessian_times(case, DIRECTION) * DIRECTION).sum(), 1e-6)
 
 
 def test_torch_gradcheck():

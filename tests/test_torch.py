@@ -438,26 +438,164 @@ def test_forward_mode(torch, losses, labels, form):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("of", ["logits", "labels"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_dual_tensors(torch, losses, labels, monkeypatch, reduction, small):
-    """Forward mode without ``torch.func``, whose tensors are plain ones."""
+def test_dual_tensors(torch, losses, labels, reduction, of):
+    """Forward mode without ``torch.func``; what ``mean`` divides by has a tangent too."""
     from torch.autograd import forward_ad
 
-    from lmf_multi.torch import _functional
+    v, of_labels = RNG.normal(0, 1, (6, 3)), of == "labels"
 
-    if not small:
-        monkeypatch.setattr(_functional, "SMALL", 0)
-    direction = RNG.normal(0, 1, (6, 3))
+    def f(x):
+        z, y = (torch.tensor(LOGITS), x) if of_labels else (x, labels)
+        return losses.lmf_loss(z, y, MARGINS, WEIGHTS, reduction=reduction)
+
+    x = torch.tensor(SOFT if of_labels else LOGITS)
     with forward_ad.dual_level():
-        z = forward_ad.make_dual(torch.tensor(LOGITS), torch.tensor(direction))
-        slope = forward_ad.unpack_dual(
-            losses.lmf_loss(z, labels, MARGINS, WEIGHTS, reduction=reduction)
-        ).tangent
+        slope = forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.tensor(v)))).tangent
+    if of_labels:
+        options = {"reduction": reduction}
+        up, down = (
+            reference.lmf_loss(LOGITS, SOFT + step * v, MARGINS, WEIGHTS, **options)
+            for step in (1e-5, -1e-5)
+        )
+        np.testing.assert_allclose(slope.numpy(), (up - down) / 2e-5, rtol=1e-7)
+        return
     _, grad = reference.lmf_loss_and_grad(LOGITS, LABELS, MARGINS, WEIGHTS, reduction=reduction)
-    each = (grad * direction).sum(1)
-    expected = each if reduction == "none" else each.sum()
-    np.testing.assert_allclose(slope.numpy(), expected, rtol=1e-11, atol=1e-14)
+    each = (grad * v).sum(1)
+    np.testing.assert_allclose(
+        slope.numpy(), each if reduction == "none" else each.sum(), rtol=1e-11
+    )
+
+
+CALLS = {
+    "kernel": ("float32", {}),
+    "integer": ("float64", {}),
+    "smoothed": ("float32", {"label_smoothing": 0.1}),
+    "soft": ("float64", {"soft": True}),
+    "sigmoid": ("float32", {"sigmoid": True}),
+}
+
+
+def call_and_gradient(torch, losses, form, reduction):
+    """A loss of logits alone, those logits, and the reference's gradient of its sum."""
+    dtype, options = CALLS[form][0], dict(CALLS[form][1])
+    soft, sigmoid = (options.pop(name, False) for name in ("soft", "sigmoid"))
+    options |= {"reduction": reduction, "as_class": True, "dtype": dtype}
+    z, case = rounded(LOGITS, dtype), Case
+    labels, counts = (SOFT, COUNTS) if soft else (LABELS, COUNTS)
+    if soft:
+        options |= {"label_dtype": dtype}
+    if sigmoid:
+        case, labels, counts = SigmoidCase, np.eye(3)[LABELS], (5, 2)
+    case = case(z, labels, counts, None if sigmoid else WEIGHTS, **options)
+    kind = losses.SigmoidLMFLoss if sigmoid else losses.LMFLoss
+    loss = kind(*case.counts, **case.options, reduction=reduction)
+    y = torch.tensor(labels, dtype=getattr(torch, dtype) if soft else torch.int64)
+    z = torch.tensor(z, dtype=getattr(torch, dtype), requires_grad=True)
+    return (lambda z: loss(z, y)), z, case
+
+
+def check_gradient(case, loss, grad):
+    names = (str(tensor.dtype).removeprefix("torch.") for tensor in (loss, grad))
+    case.check(Result(loss.detach().double().numpy(), grad.double().numpy(), *names))
+
+
+forms = pytest.mark.parametrize("form", CALLS)
+both = pytest.mark.parametrize("reduction", ["mean", "none"])
+
+
+@forms
+@both
+def test_batched_gradients(torch, losses, form, reduction):
+    """Of several upstream gradients at once, as ``jacobian(vectorize=True)`` takes them."""
+    f, z, case = call_and_gradient(torch, losses, form, reduction)
+    loss = f(z)
+    ones = torch.stack([torch.ones_like(loss), 2 * torch.ones_like(loss)])
+    (grads,) = torch.autograd.grad(loss, z, ones, is_grads_batched=True)
+    check_gradient(case, loss, grads[0])
+    check_gradient(case, loss, grads[1] / 2)
+    jacobian = torch.autograd.functional.jacobian(f, z, vectorize=True)
+    while jacobian.dim() > 2:
+        jacobian = jacobian.sum(0)
+    check_gradient(case, loss, jacobian)
+
+
+# Dynamo's own, of logits that some layer computed
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@forms
+@both
+def test_logits_may_change_after_the_loss(torch, losses, form, reduction):
+    """In place, before the backward pass; second derivatives need them as they were."""
+    f, z, case = call_and_gradient(torch, losses, form, reduction)
+    for run in (f, torch.compile(f, fullgraph=True)):
+        torch._dynamo.reset()
+        logits = z * 1
+        loss = run(logits)
+        logits.detach().sigmoid_()
+        (grad,) = torch.autograd.grad(loss.sum(), z)
+        check_gradient(case, loss, grad)
+    logits = z * 1
+    loss = f(logits).sum()
+    logits.detach().sigmoid_()
+    with pytest.raises(RuntimeError, match=r"in place|inplace"):
+        torch.autograd.grad(loss, z, create_graph=True)
+
+
+@forms
+def test_logits_are_freed(torch, losses, form):
+    """By the backward pass, and by checkpointing, which computes them again."""
+    f, z, case = call_and_gradient(torch, losses, form, "mean")
+    alive = []
+
+    def g(z):
+        logits = z * 1
+        alive.append(weakref.ref(logits))
+        return f(logits)
+
+    loss = g(z)
+    loss.backward()
+    assert alive[-1]() is None
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    z.grad = None
+    loss = torch.utils.checkpoint.checkpoint(g, z, use_reentrant=False)
+    assert alive[-1]() is None
+    loss.backward()
+    check_gradient(case, loss, z.grad)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")
+@forms
+@both
+def test_recorded_operations(torch, losses, form, reduction):
+    """Whoever records operations gets those of the loss, not its value as a constant."""
+    f, z, case = call_and_gradient(torch, losses, form, reduction)
+    with torch.no_grad():
+        graph = torch.fx.experimental.proxy_tensor.make_fx(f)(torch.zeros_like(z))
+        _, slope = torch.func.linearize(f, z.detach())
+    rows = torch.eye(z.numel(), dtype=z.dtype).view(-1, *z.shape)
+    grad = torch.stack([slope(row).sum() for row in rows]).view(z.shape)
+    check_gradient(case, graph(z.detach()), grad)
+
+
+@forms
+def test_gradients_for_each_example(torch, losses, form):
+    """``vmap`` of ``grad``, compiled, as differentially private training has it."""
+    f, z, case = call_and_gradient(torch, losses, form, "none")
+    y = {"soft": SOFT, "sigmoid": np.eye(3)[LABELS]}.get(form, LABELS)
+    loss, y = f.__closure__[0].cell_contents, torch.tensor(y)
+    y = y.to(z.dtype) if form == "soft" else y.long()
+
+    def of_one(z, y):
+        value = loss(z[None], y[None])
+        return value.sum(), value[0]
+
+    torch._dynamo.reset()
+    each = torch.compile(torch.func.vmap(torch.func.grad_and_value(of_one, has_aux=True)))
+    grad, (_, value) = each(z.detach(), y)
+    check_gradient(case, value, grad)
 
 
 def test_inputs_are_not_changed(torch, losses, labels):

@@ -6,6 +6,8 @@ which is what second derivatives use.
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 
 def readable(x: Tensor) -> bool:
@@ -26,6 +29,11 @@ def is_plain(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched
+        # make_fx, torch.func.linearize and torch.jit.trace record the operations that they see
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0  # or it, or what it is combined with, may have a tangent
     )
 
 
@@ -56,10 +64,11 @@ def mixture(
         return _value_and_grad(*arguments)[0]
     if is_plain(z):
         loss: Tensor = _Eager.apply(*arguments, torch.is_grad_enabled() and z.requires_grad)
+    elif torch._C._are_functorch_transforms_active() and (nodes := _quadrature()) is not None:
+        loss = _expanded(*arguments, nodes=nodes)
     elif torch.compiler.is_compiling() and not torch.is_grad_enabled():
         loss, _ = _value_and_grad(*arguments)  # the compiler leaves the gradient out
     elif torch.compiler.is_compiling():
-        _refuse_second_derivatives()
         loss, _ = _ClosedForm.apply(*arguments)
     else:
         loss, _ = _ClosedFormForward.apply(*arguments)
@@ -77,17 +86,42 @@ def at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @at_trace_time
-def _refuse_second_derivatives() -> None:
-    """Under ``torch.compile`` those of ``torch.func`` would be 0.
+def _quadrature() -> tuple[tuple[float, float], ...] | None:
+    """Nodes and weights for ``_expanded``, or None where an ``autograd.Function`` serves.
 
-    It takes what the backward pass of an ``autograd.Function`` returns for constant.
+    Under ``torch.func`` PyTorch can neither compile one that is batched or differentiated twice,
+    nor differentiate its forward mode.
     """
     levels = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
-    if levels.count(TransformType.Grad) > 1:
-        raise NotImplementedError(
-            "torch.compile differentiates this loss once, got nested transforms of torch.func; "
-            "run them eagerly"
-        )
+    levels = [level for level in levels if level in (TransformType.Grad, TransformType.Jvp)]
+    if torch.compiler.is_compiling():
+        order = len(levels) + 1  # autograd comes after them, once
+    elif TransformType.Jvp in levels[1:]:
+        order = len(levels) + 2
+    else:
+        return None
+    if order == 1:
+        return ()
+    nodes, weights = np.polynomial.legendre.leggauss((order + 1) // 2)
+    return tuple(
+        ((t + 1) / 2, c / 2) for t, c in zip(nodes.tolist(), weights.tolist(), strict=True)
+    )
+
+
+def _expanded(z: Tensor, *others: Any, nodes: tuple[tuple[float, float], ...]) -> Tensor:
+    """The loss, with the closed form for its derivative, in operations alone.
+
+    That is L(z₀) + ∫₀¹ ∇L(z₀ + t δ)·δ dt, where δ = z - z₀ = 0. Its value is exact; its derivatives
+    are up to the order for which the nodes were chosen, of which the first needs none.
+    """
+    axis, z_0 = others[-1], z.detach()
+    loss, grad = _value_and_grad(z_0, *others)
+    δ = torch.where(z_0 == -torch.inf, 0.0, z - z_0)  # an impossible class stays one
+    if nodes:
+        grad = sum_of([c * _value_and_grad(z_0 + t * δ, *others)[1] for t, c in nodes])
+    change = grad * δ
+    loss = loss + (change if axis is None else change.sum(axis))
+    return loss
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -123,9 +157,25 @@ class _ClosedFormForward(_ClosedForm):
     """With forward-mode derivatives, which ``torch.compile`` cannot trace."""
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
-        change = ctx.saved_tensors[-1] * tangent
-        return change if ctx.axis is None else change.sum(ctx.axis), None
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        return _change(ctx.saved_tensors[:6], ctx.settings, tangents), None
+
+
+def _change(tensors: Any, settings: tuple[Any, ...], tangents: Any) -> Tensor:
+    """The loss's derivative along tangents of logits and coefficients, differentiable again."""
+    (z, y, masked, Δ, a, b), axis = tensors, settings[-1]
+    dz, *_, da, db = tangents[:6]
+    changes = []
+    if dz is not None:
+        change = _value_and_grad(*tensors, *settings)[1] * dz
+        changes.append(change if axis is None else change.sum(axis))
+    if da is not None or db is not None:  # the loss is linear in them
+        da, db = (
+            torch.zeros_like(c) if d is None and c is not None else d for c, d in ((a, da), (b, db))
+        )
+        changes.append(_value_and_grad(z, y, masked, Δ, da, db, *settings)[0])
+    total: Tensor = sum_of(changes)
+    return total
 
 
 class _Eager(torch.autograd.Function):
@@ -141,31 +191,57 @@ class _Eager(torch.autograd.Function):
             loss, grad = one_class_eager(z, y, masked, Δ, a, b, γ, s, axis, with_grad)
         else:
             loss, grad = _value_and_grad(z, y, masked, Δ, a, b, γ, s, axis)
-        ctx.save_for_backward(*tensors, grad)
-        ctx.save_for_forward(*tensors)
+        keep(ctx, z, grad, *tensors[1:])
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, grad = ctx.saved_tensors
-        z = tensors[0]
+        grad, *others = ctx.saved_tensors[:6]
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
-            grad = _value_and_grad(*tensors, *ctx.settings)[1]
-        return chained(upstream, grad, ctx.axis).to(z.dtype), *[None] * 9
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        change = _value_and_grad(*ctx.saved_tensors, *ctx.settings)[1] * tangent
-        return change if ctx.axis is None else change.sum(ctx.axis)
+            grad = _value_and_grad(logits_of(ctx), *others, *ctx.settings)[1]
+        return chained(ctx, upstream, grad), *[None] * 9
 
 
-def chained(upstream: Tensor, grad: Tensor, axis: int | None) -> Tensor:
+def keep(ctx: Any, z: Tensor, *read: Tensor | None) -> None:
+    """Save what the backward pass reads, and the logits, which second derivatives alone read.
+
+    The logits may be changed in place before the backward pass, as they may be with
+    ``cross_entropy``. ``save_for_backward`` would refuse, for it returns all or nothing; only where
+    hooks take what it saves (of checkpointing, say) it gets the logits too, and compares nothing.
+    """
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    is_hooked = hooks is None or hooks(False) is not None
+    ctx.logits, ctx.dtype = None if is_hooked else z, z.dtype
+    ctx.version = z._version if z.requires_grad else 0
+    ctx.save_for_backward(*read, *([z] if is_hooked else []))
+
+
+def logits_of(ctx: Any) -> Tensor:
+    """The logits that were kept, if they are as they were."""
+    if ctx.logits is None:
+        z: Tensor = ctx.saved_tensors[-1]
+        return z
+    z = ctx.logits
+    if z._version != ctx.version:
+        raise RuntimeError(
+            "the logits must be as they were where the gradient is differentiated too, "
+            f"got them changed in place {z._version - ctx.version} times; change a clone"
+        )
+    return z
+
+
+def chained(ctx: Any, upstream: Tensor, grad: Tensor) -> Tensor:
     """Their product, in place where nobody will ask for the gradient again."""
     is_kept = torch.is_grad_enabled() or _graph_is_kept()
-    if not is_kept and _is_one(upstream):
-        return grad
-    upstream = upstream if axis is None or not upstream.dim() else upstream.unsqueeze(axis)
-    return upstream * grad if is_kept else grad.mul_(upstream)
+    if not is_kept:
+        ctx.logits = None  # as autograd frees what it saved
+    if is_kept or not is_plain(upstream):
+        by_row = ctx.axis is not None and upstream.dim() > 0
+        grad = (upstream.unsqueeze(ctx.axis) if by_row else upstream) * grad
+    elif not _is_one(upstream):
+        by_row = ctx.axis is not None and upstream.dim() > 0
+        grad.mul_(upstream.unsqueeze(ctx.axis) if by_row else upstream)
+    return grad.to(ctx.dtype)
 
 
 def _is_one(upstream: Tensor) -> bool:
@@ -319,7 +395,7 @@ def _sigmoid(
     if positive is None:
         sign = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device).view(2, *[1] * x.dim())
     else:
-        sign = torch.where(positive, 1.0, -1.0).to(x.dtype)
+        sign = 2 * positive.to(x.dtype) - 1
     ω = _widened(sign * x)
 
     losses, slopes = [], []
@@ -365,8 +441,7 @@ def _widened(x: Tensor) -> Tensor:
 def ldam(n: Any, s: float, dtype: Any) -> tuple[Any, Any]:
     """softplus(n) and its slope for the log-odds, with n = s Δ - ω(s z)."""
     loss, p_others, _ = _logistic(n, dtype)
-    p_others *= -s
-    return loss, p_others
+    return loss, -s * p_others
 
 
 def focal(n: Any, γ: float, dtype: Any) -> tuple[Any, Any]:
@@ -421,8 +496,8 @@ def _times(coefficient: Tensor, term: Tensor) -> Tensor:
 
 
 def sum_of(terms: list[Any]) -> Any:
-    """One or two of them."""
-    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+    """The sum of at least one."""
+    return reduce(add, terms)
 
 
 from lmf_multi.torch._eager import one_class_eager  # noqa: E402  # it uses what is above

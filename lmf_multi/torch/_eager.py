@@ -21,7 +21,9 @@ from lmf_multi.torch._closed_form import (
     cast,
     chained,
     focal,
+    keep,
     ldam,
+    logits_of,
     loss_dtype,
     namespace,
     one_class,
@@ -88,7 +90,8 @@ def _in_torch(
     C, z, labels = len(z), z.detach().to(loss_dtype(z)), y.unsqueeze(0)
     if few := C <= _FEW:
         # a one-hot array is faster than scattered writes, and so are classes along the first axis
-        is_y, classes = torch.empty(z.shape, dtype=z.dtype), torch.arange(C, dtype=torch.int8)
+        is_y = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        classes = torch.arange(C, dtype=torch.int8, device=z.device)
         torch.eq(labels.to(torch.int8), classes.view(C, *[1] * y.dim()), out=is_y)
         x = torch.add(z, is_y, alpha=-LARGE, out=torch.empty_like(is_y))
     else:
@@ -177,26 +180,17 @@ class Known(torch.autograd.Function):
         plain: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.axis, ctx.plain, (value, grad) = axis, plain, known
-        ctx.save_for_backward(z, grad)
-        ctx.save_for_forward(z)
+        keep(ctx, z, grad)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        z, grad = ctx.saved_tensors
+        grad = ctx.saved_tensors[0]
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
+            z = logits_of(ctx)
             (grad,) = torch.autograd.grad(ctx.plain(z), z, upstream, create_graph=True)
             return grad, None, None, None
-        return chained(upstream, grad, ctx.axis).to(z.dtype), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        z = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            loss = ctx.plain(z)
-        (grad,) = torch.autograd.grad(loss.sum(), z)
-        change: Tensor = (grad * tangent).to(loss.dtype)
-        return change.sum(ctx.axis) if loss.dim() else change.sum()
+        return chained(ctx, upstream, grad), None, None, None
 
 
 def _one_class(

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lmf_multi.spec import Reduction
 
@@ -43,8 +42,7 @@ def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> b
     """Whether ``fused_loss`` takes these CUDA tensors, whose shapes and dtypes are checked already.
 
     Not rows that two strides cannot address; with distributions or label smoothing not more than
-    4096 classes, in float64 2048; not distributions that want a gradient; and not forward-mode
-    differentiation.
+    4096 classes, in float64 2048; and not distributions that want a gradient.
     """
     soft = y.is_floating_point()
     return (
@@ -53,7 +51,6 @@ def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> b
         and y.device == z.device
         and z.dtype in _DTYPES
         and not (soft and y.requires_grad)
-        and forward_ad.unpack_dual(z).tangent is None  # type: ignore[no-untyped-call]
         and not ((soft or label_smoothing) and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
         and layout_of(z, y, axis) is not None
     )
