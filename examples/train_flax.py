@@ -211,11 +211,16 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
         weight = class_weights(counts, options.get("class_weight"))
         return jax.tree_util.Partial(cross_entropy, weight)
     losses: dict[str, Callable[..., Any]] = {
-        "focal": FocalLoss,
+        "focal": _focal,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
     return losses[settings.loss](counts, **options)
+
+
+def _focal(counts: np.ndarray, **options: Any) -> Any:
+    named = isinstance(options.get("class_weight"), str)
+    return FocalLoss(counts if named else None, **options)
 
 
 def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:

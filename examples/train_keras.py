@@ -134,11 +134,16 @@ def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
     if settings.loss in ("ce", "bwcce"):
         return CrossEntropy(class_weights(counts, options.get("class_weight")))
     losses: dict[str, Callable[..., keras.losses.Loss]] = {
-        "focal": FocalLoss,
+        "focal": _focal,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
     return losses[settings.loss](counts, **options)
+
+
+def _focal(counts: np.ndarray, **options: Any) -> keras.losses.Loss:
+    named = isinstance(options.get("class_weight"), str)
+    return FocalLoss(counts if named else None, **options)
 
 
 class CrossEntropy(keras.losses.Loss):

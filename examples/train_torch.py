@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,12 +196,17 @@ def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Mod
     if settings.loss in ("ce", "bwcce"):
         return CrossEntropy(class_weights(counts, options.get("class_weight")))
     losses: dict[str, Callable[..., nn.Module]] = {
-        "focal": FocalLoss,
+        "focal": _focal,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
     group = "world" if world > 1 else None
     return losses[settings.loss](counts, **options, process_group=group)
+
+
+def _focal(counts: np.ndarray, **options: Any) -> nn.Module:
+    named = isinstance(options.get("class_weight"), str)
+    return FocalLoss(counts if named else None, **options)
 
 
 class CrossEntropy(nn.Module):

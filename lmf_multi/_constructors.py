@@ -19,6 +19,7 @@ from lmf_multi.spec import (
     as_numpy,
     check_parameters,
     focal_weights,
+    short,
 )
 
 
@@ -172,8 +173,8 @@ def current(config: dict[str, Any], loss: Any) -> dict[str, Any]:
 
 
 def arguments(config: dict[str, Any]) -> str:
-    """Plain arguments as they are written in a call."""
-    return ", ".join(f"{name}={value!r}" for name, value in config.items())
+    """Plain arguments as they are written in a call, long lists of numbers in short."""
+    return ", ".join(f"{name}={short(value)}" for name, value in config.items())
 
 
 def _plain(weights: Weights) -> Any:
@@ -311,13 +312,17 @@ class LDAMConstructors(_Constructors):
 class FocalConstructors(_Constructors):
     """Constructors of every ``FocalLoss``."""
 
-    build = staticmethod(focal_parameters)
+    @staticmethod
+    def build(class_counts: Counts, *, class_weight: Weights, **numbers: Any) -> Parameters:
+        """Parameters with other class weights, of which only the named ones take the counts."""
+        counts = class_counts if isinstance(class_weight, str) else None
+        return focal_parameters(counts, class_weight=class_weight, **numbers)
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The focal term of the loss that ``spec`` describes, without its factor beta."""
         return cls(
-            spec.class_counts,
+            spec.class_counts if isinstance(spec.class_weight, str) else None,
             gamma=spec.gamma,
             max_margin=spec.max_margin,
             class_weight=spec.class_weight,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -89,6 +89,10 @@ class LMFSpec:
         weights = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
         if self.class_weight is not None and not isinstance(self.class_weight, str):
             object.__setattr__(self, "class_weight", tuple(weights.tolist()))
+
+    def __repr__(self) -> str:
+        arguments = (f"{field.name}={short(getattr(self, field.name))}" for field in fields(self))
+        return f"LMFSpec({', '.join(arguments)})"
 
     @property
     def num_classes(self) -> int:
@@ -199,15 +203,22 @@ def class_weights(
 
 
 def focal_weights(class_counts: Counts, class_weight: Weights, max_margin: float) -> Floats | None:
-    """Class weights where the counts are optional because only the named schemes need them."""
+    """Class weights where only the named schemes take the counts, and need them."""
+    named = isinstance(class_weight, str)
+    if class_counts is not None and not named:
+        raise ValueError(
+            "class_counts has no effect without a named class_weight, "
+            f"got class_counts={short(class_counts)} and class_weight={short(class_weight)}; "
+            "pass numbers as class_weight=[...], or name a scheme, as class_weight='balanced'"
+        )
     if class_weight is None:
         return None
     if class_counts is not None:
         return class_weights(class_counts, class_weight, max_margin=max_margin)
-    if isinstance(class_weight, str):
+    if named:
         raise ValueError(
             f"class_weight {class_weight!r} is computed from class counts, got class_counts=None; "
-            "pass class_counts"
+            "pass class_counts, or as an array what lmf_multi.class_weights computes"
         )
     return _as_weights(class_weight, None)
 
@@ -232,6 +243,7 @@ def class_counts(
     >>> class_counts([0, 2, 2, -100], num_classes=4, ignore_index=-100)
     array([1, 0, 2, 0])
     """
+    ignore_index = check_ignored("ignore_index", ignore_index, or_none=True)
     if num_classes is not None and (num_classes != int(num_classes) or num_classes < 1):
         raise ValueError(f"num_classes must be a positive whole number, got {num_classes}")
     y = as_numpy(labels)
@@ -272,14 +284,56 @@ def check_reduction(reduction: str | None, allowed: tuple[str | None, ...] = RED
         raise ValueError(f"reduction must be one of {names}, got {reduction!r}")
 
 
-def check_vectors(**vectors: Any) -> None:
-    """Refuse a name where a function needs an array; names need class counts."""
+def check_ignored(name: str, value: Any, or_none: bool = False) -> Any:
+    """Refuse what is no label to ignore; a label of NumPy's becomes Python's."""
+    if value is None and or_none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        none = "None" if or_none else "a label that does not occur, as -100,"
+        raise TypeError(
+            f"{name} must be a whole number, got {value!r}; pass {none} to ignore no label"
+        )
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def check_vectors(look: bool = True, **vectors: Any) -> None:
+    """Refuse names, as functions have no class counts, and numbers that break their rule.
+
+    Numbers are looked at in lists and NumPy arrays alone: a look at a tensor may wait for its
+    device or break a trace. Without a ``look`` they are not, either.
+    """
     for name, value in vectors.items():
         if isinstance(value, str):
             raise TypeError(
                 f"{name} must be an array (C,) in functions, got {value!r}; "
                 f"compute it with lmf_multi.{_COMPUTED_BY[name]} or use LMFLoss"
             )
+        if look and isinstance(value, (list, tuple, np.ndarray)) and _is_on_host(value):
+            numbers = as_numpy(value)
+            if numbers.dtype.kind not in "iuf":
+                raise TypeError(f"{name} must be numbers, got {short(value)}")
+            _check_numbers(name, numbers)
+
+
+def _is_on_host(values: Any) -> bool:
+    """Whether these are of Python or NumPy, and none of them is a tensor."""
+    if isinstance(values, (list, tuple)):
+        return all(map(_is_on_host, values))
+    return isinstance(values, (np.ndarray, np.generic)) or not hasattr(values, "dtype")
+
+
+def _check_numbers(name: str, values: NDArray[Any]) -> None:
+    """Refuse what is not finite, and class weights that are negative, or all of them 0."""
+    lowest = 0.0 if name == "class_weight" else -math.inf
+    smallest, largest = (values.min(), values.max()) if values.size else (1, 1)
+    if not (smallest >= lowest and smallest > -math.inf and largest < math.inf):  # NaN is neither
+        *label, j = np.argwhere(~(np.isfinite(values) & (values >= lowest)))[0].tolist()
+        raise ValueError(
+            f"{name} must be finite{' and at least 0' if lowest == 0 else ''}, "
+            f"got {values[(*label, j)]} for class {j}{f' of label {label[0]}' if label else ''}"
+        )
+    if lowest == largest:
+        raise ValueError(f"{name} must be positive for at least one class, got all 0")
 
 
 def check_inputs(
@@ -288,6 +342,7 @@ def check_inputs(
     axis: int,
     vectors: Mapping[str, Shape | None],
     where: tuple[Shape, Any] | None = None,
+    axis_is_given: bool = True,
 ) -> bool:
     """Check shapes and dtypes of one call; tell whether the labels are distributions.
 
@@ -297,6 +352,7 @@ def check_inputs(
         axis: the class axis of the logits.
         vectors: shapes of the per-class arrays (margins, class_weight), None for an absent one.
         where: shape and dtype of the mask over examples, if there is one.
+        axis_is_given: whether the caller's function or class has an argument ``axis``.
 
     Returns:
         True for distributions of the logits' shape, False for integer labels.
@@ -314,13 +370,15 @@ def check_inputs(
         )
     for name, vector in vectors.items():
         if vector is not None and not _agree(vector, (num_classes,)):
+            fitting = [j for j, size in enumerate(shape) if (size,) == vector]
+            remedy = _other_axis(shape, axis, fitting, axis_is_given)
             raise ValueError(
                 f"{name} must have shape ({num_classes},), one number for each class of the "
-                f"logits {shape}, got {vector}; check class_counts"
+                f"logits {shape}, got {vector}{remedy or '; check class_counts'}"
             )
-    examples = shape[:axis] + shape[axis:][1:]
-    distribution = _check_labels(labels[0], _dtype_name(labels[1]), shape, examples)
-    check_mask(where, examples)
+    kind = _dtype_name(labels[1])
+    distribution = _check_labels(labels[0], kind, shape, axis, axis_is_given)
+    check_mask(where, _without(shape, axis))
     return distribution
 
 
@@ -333,25 +391,56 @@ def check_mask(
     if _dtype_name(where[1]) != "bool":
         raise TypeError(f"where must be bool, got {_dtype_name(where[1])}; use mask != 0")
     if not _agree(where[0], examples):
-        raise ValueError(f"where must have shape {examples}, {what}, got {where[0]}")
+        remedy = _squeezed("where", where[0], examples)
+        raise ValueError(f"where must have shape {examples}, {what}, got {where[0]}{remedy}")
 
 
-def _check_labels(labels: Shape, dtype: str, logits: Shape, examples: Shape) -> bool:
-    if dtype in LOGIT_DTYPES:
-        if not _agree(labels, logits):
-            raise ValueError(
-                f"floating labels are distributions and must have the logits' shape {logits}, "
-                f"got {labels}; cast class indices to integers"
-            )
-        return True
-    if not dtype.startswith(("int", "uint")):
+def _check_labels(labels: Shape, dtype: str, logits: Shape, axis: int, axis_is_given: bool) -> bool:
+    soft, examples = dtype in LOGIT_DTYPES, _without(logits, axis)
+    if not soft and not dtype.startswith(("int", "uint")):
         raise TypeError(f"labels must be integers or distributions in floating point, got {dtype}")
-    if not _agree(labels, examples):
+    if _agree(labels, logits if soft else examples):
+        return soft
+    fitting = [j for j in range(len(logits)) if _agree(labels, _without(logits, j))]
+    remedy = _squeezed("labels", labels, examples)
+    remedy = remedy or _other_axis(logits, axis, fitting, axis_is_given)
+    if soft:
+        indices = remedy or _agree(labels, examples)
+        cast = f"{' and' if remedy else ';'} cast class indices to integers" if indices else ""
         raise ValueError(
-            f"integer labels must have shape {examples}, the logits' without the class axis, "
-            f"got {labels}; cast one-hot labels to floating point"
+            f"floating labels are distributions and must have the logits' shape {logits}, "
+            f"got {labels}{remedy}{cast}"
         )
-    return False
+    if not remedy and _agree(labels, logits):
+        remedy = "; cast one-hot labels to floating point"
+    raise ValueError(
+        f"integer labels must have shape {examples}, the logits' without the class axis, "
+        f"got {labels}{remedy}"
+    )
+
+
+def _other_axis(
+    shape: Shape, axis: int, fitting: list[int], axis_is_given: bool, what: str = "class"
+) -> str:
+    """The remedy where another usual axis for classes, the last or 1, is ``fitting``, or ""."""
+    for j in (len(shape) - 1, 1):
+        # an axis of two that fits may as well be the batch
+        if len(shape) > 2 and j != axis % len(shape) and j in fitting:
+            call = f"axis={j}" if axis_is_given else f"logits.movedim({j}, {axis})"
+            return f"; the {what} axis is {axis}, not {j}: pass {call}"
+    return ""
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis:][1:]
+
+
+def _squeezed(name: str, shape: Shape, expected: Shape) -> str:
+    """The remedy where an axis of size 1 too many is all that is wrong, or ""."""
+    for j, size in enumerate(shape):
+        if size == 1 and _agree(_without(shape, j), expected):
+            return f"; remove the axis of size 1 with {name}.squeeze({j})"
+    return ""
 
 
 def check_sigmoid_inputs(
@@ -360,6 +449,7 @@ def check_sigmoid_inputs(
     axis: int,
     vectors: Mapping[str, Shape | None],
     where: tuple[Shape, Any] | None = None,
+    axis_is_given: bool = True,
 ) -> bool:
     """As ``check_inputs``, for the sigmoid form: labels, mask and loss have the logits' shape.
 
@@ -379,16 +469,22 @@ def check_sigmoid_inputs(
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"logits must have the label axis {axis}, got shape {shape}")
         if not _agree(vector, (shape[axis], 2)):
+            fitting = [j for j, size in enumerate(shape) if (size, 2) == vector]
+            remedy = _other_axis(shape, axis, fitting, axis_is_given, "label")
             raise ValueError(
                 f"{name} must have shape (2,) or ({shape[axis]}, 2), negative and positive of each "
-                f"label of the logits {shape}, got {vector}; check positive_counts"
+                f"label of the logits {shape}, got {vector}{remedy or '; check positive_counts'}"
             )
     kind = _dtype_name(labels[1])
     soft = kind in LOGIT_DTYPES
     if not soft and not kind.startswith(("bool", "int", "uint")):
         raise TypeError(f"labels must be 0 and 1, bool or probabilities, got {kind}")
     if not _agree(labels[0], shape):
-        raise ValueError(f"labels must have the logits' shape {shape}, got {labels[0]}")
+        remedy = _squeezed("labels", labels[0], shape)
+        for j, size in enumerate(shape):
+            if size == 1 and _agree(labels[0], _without(shape, j)):
+                remedy = f"; add the axis of size 1 with labels[{':, ' * j}None]"
+        raise ValueError(f"labels must have the logits' shape {shape}, got {labels[0]}{remedy}")
     check_mask(where, shape, "the logits' shape")
     return soft
 
@@ -397,9 +493,10 @@ def check_probability_range(smallest: float, largest: float, mask: str) -> None:
     """Refuse labels of the sigmoid form outside [0, 1]; NaN is left to spoil its own loss."""
     if smallest < -PROBABILITY_SLACK or largest > 1 + PROBABILITY_SLACK:
         got = smallest if smallest < -PROBABILITY_SLACK else largest
+        remedy = _masking(mask, int(got)) if float(got).is_integer() else mask
         raise ValueError(
             f"labels must be in [0, 1], got {got:g}; mask labels that were not annotated "
-            f"with {mask}"
+            f"with {remedy}"
         )
 
 
@@ -409,8 +506,15 @@ def check_label_range(smallest: int, largest: int, num_classes: int, mask: str) 
         got = smallest if smallest < 0 else largest
         raise ValueError(
             f"labels must be in [0, {num_classes}), got {got}; mask examples without a class "
-            f"with {mask}"
+            f"with {_masking(mask, got)}"
         )
+
+
+def _masking(mask: str, label: int) -> str:
+    """How a caller masks this label: ``mask`` names the argument, and perhaps its value now."""
+    if "=" in mask:
+        return f"{mask}, or pass ignore_index={label}"
+    return f"where=labels != {label}" if mask == "where" else f"{mask}={label}"
 
 
 def _agree(shape: Shape, expected: Shape) -> bool:
@@ -435,7 +539,20 @@ def as_numpy(values: Any) -> NDArray[Any]:
             )
         values = values.detach().cpu()
         values = values.double() if values.is_floating_point() else values
-    return np.asarray(values)
+    array = np.asarray(values)
+    return array.astype(np.float64) if array.dtype.name == "bfloat16" else array
+
+
+def short(value: Any) -> str:
+    """``repr``, but of more than 20 numbers the first and last three, as NumPy prints many."""
+    if not isinstance(value, (list, tuple)):
+        return repr(value)
+    shown = [*map(short, value if len(value) <= 20 else [*value[:3], *value[-3:]])]
+    if len(value) > 20:
+        shown.insert(3, "...")
+    if isinstance(value, list):
+        return f"[{', '.join(shown)}]"
+    return f"({', '.join(shown)}{',' * (len(value) == 1)})"
 
 
 def _frozen(values: Floats) -> Floats:
@@ -451,7 +568,7 @@ def as_counts(class_counts: Counts) -> tuple[int, ...]:
         class_counts = _mapped_counts(class_counts)
     n = as_numpy(class_counts)
     if n.dtype.kind not in "iuf":
-        raise TypeError(f"class_counts must be numbers, got {class_counts!r}")
+        raise TypeError(f"class_counts must be numbers, got {short(class_counts)}")
     if n.ndim != 1 or n.size < 2:
         raise ValueError(
             "class_counts must hold one count for each of at least 2 classes, "
@@ -464,7 +581,7 @@ def as_label_counts(name: str, counts: Any) -> tuple[int, ...] | int:
     """Positives or negatives of one label (a number) or of each label (L,), checked."""
     n = as_numpy(counts)
     if n.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be numbers, got {counts!r}")
+        raise TypeError(f"{name} must be numbers, got {short(counts)}")
     if n.ndim > 1 or n.size == 0:
         raise ValueError(
             f"{name} must be a number, or hold one for each label, got shape {n.shape}"
@@ -512,17 +629,11 @@ def _mapped_counts(counts: Mapping[Any, Any]) -> list[Any]:
 def _as_weights(class_weight: Weights, num_classes: int | None) -> Floats:
     w = as_numpy(class_weight)
     if w.dtype.kind not in "iuf":
-        raise TypeError(f"class_weight must be numbers, a name or None, got {class_weight!r}")
+        raise TypeError(f"class_weight must be numbers, a name or None, got {short(class_weight)}")
     if w.ndim != 1 or (num_classes is not None and w.size != num_classes):
         size = "C" if num_classes is None else num_classes
         raise ValueError(
             f"class_weight must have shape ({size},), one number for each class, got {w.shape}"
         )
-    bad = np.flatnonzero(~(np.isfinite(w) & (w >= 0)))
-    if bad.size:
-        raise ValueError(
-            f"class_weight must be finite and at least 0, got {w[bad[0]]} for class {bad[0]}"
-        )
-    if not w.any():
-        raise ValueError("class_weight must be positive for at least one class, got all 0")
+    _check_numbers("class_weight", w)
     return w.astype(np.float64)

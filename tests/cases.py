@@ -82,7 +82,9 @@ class Case:
 
     @property
     def counts(self):
-        """What the class is built from."""
+        """What the class is built from; focal takes counts for a named scheme alone."""
+        if self.term == "focal" and not isinstance(self.class_weight, str):
+            return ()
         return (self.class_counts,)
 
     @property

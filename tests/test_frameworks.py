@@ -12,6 +12,7 @@ COUNTS, WEIGHTS = [625, 16, 1], [0.5, 1.0, 3.0]
 MARGINS = np.array([0.1, 0.25, 0.5])
 Z = np.random.default_rng(0).normal(0, 1, (6, 3)).astype(np.float32)
 Y = np.array([0, 1, 2, 2, 1, 0], np.int32)
+RNG = np.random.default_rng(1)
 
 
 @pytest.fixture(scope="module", params=[a for a in ADAPTERS if a.mode == "eager"], ids=str)
@@ -74,8 +75,9 @@ def test_constructors(eager, name, constructor, arguments):
 @pytest.mark.parametrize("weight", ["margin", "complement", "balanced", "effective", WEIGHTS, None])
 def test_every_class_weight(eager, name, weight):
     options = {} if weight == "margin" and name == "LMFLoss" else {"class_weight": weight}
+    counts = (COUNTS,) if name != "FocalLoss" or isinstance(weight, str) else ()
     loss, expected = (
-        getattr(losses, name)(COUNTS, max_margin=0.3, **options)
+        getattr(losses, name)(*counts, max_margin=0.3, **options)
         for losses in (eager.losses, reference)
     )
     np.testing.assert_allclose(value_of(eager, loss), expected(Z, Y), rtol=1e-5)
@@ -98,10 +100,7 @@ VECTOR = (
     "{} must have shape (3,), one number for each class of the logits (6, 3), got (2,); "
     "check class_counts"
 )
-INTEGER = (
-    "integer labels must have shape (6,), the logits' without the class axis, got (5,); "
-    "cast one-hot labels to floating point"
-)
+INTEGER = "integer labels must have shape (6,), the logits' without the class axis, got (5,)"
 FLOATING = (
     "floating labels are distributions and must have the logits' shape (6, 3), got (6,); "
     "cast class indices to integers"
@@ -134,6 +133,88 @@ def test_bad_arguments_are_refused(eager, arguments, kind, sentence):
         eager.losses.lmf_loss(z, y, **arguments)
 
 
+NAN = float("nan")
+AT_LEAST_0 = "class_weight must be finite and at least 0, got {} for class 1"
+
+
+@pytest.mark.parametrize("form", ["list", "array", "tensor"])
+@pytest.mark.parametrize(
+    ("name", "vector", "kind", "sentence"),
+    [
+        ("class_weight", [1.0, -2.0, 1.0], ValueError, AT_LEAST_0.format(-2.0)),
+        ("class_weight", [1.0, NAN, 1.0], ValueError, AT_LEAST_0.format(NAN)),
+        ("class_weight", [1.0, -np.inf, 1.0], ValueError, AT_LEAST_0.format(-np.inf)),
+        ("class_weight", [0.0, 0.0, 0.0], ValueError, "class_weight must be positive for at least "
+         "one class, got all 0"),
+        ("margins", [0.1, NAN, 0.5], ValueError, "margins must be finite, got nan for class 1"),
+        ("margins", [0.1, 0.2, np.inf], ValueError, "margins must be finite, got inf for class 2"),
+    ],
+)  # fmt: skip
+def test_bad_vectors_are_refused(eager, name, vector, kind, sentence, form):
+    """Where a look at them waits for nothing; the classes take none that is bad."""
+    vector = vector if form == "list" else np.array(vector, np.float32)
+    if form == "tensor":
+        module = {"torch": "torch", "jax": "jax.numpy", "keras": "keras.ops"}[eager.framework]
+        module = load(module)
+        vector = (module.tensor if module.__name__ == "torch" else module.array)(vector)
+    z, y = array(eager, Z), array(eager, Y)
+    vectors = {"margins": MARGINS, name: vector}
+    calls = [lambda: eager.losses.lmf_loss(z, y, **vectors)]
+    if name == "margins":
+        calls.append(lambda: eager.losses.ldam_loss(z, y, vector))
+    else:
+        calls.append(lambda: eager.losses.focal_loss(z, y, vector))
+    for call in calls:
+        with refuses(kind, sentence):
+            call()
+    # of three labels in the sigmoid form
+    pairs, t = {"margins": [[0.1, 0.5]] * 3, name: [[0.1, 0.5], [0.2, NAN], [0.1, 0.5]]}, y[:, None]
+    with pytest.raises(
+        ValueError, match=f"{name} must be finite.*, got nan for class 1 of label 1"
+    ):
+        eager.losses.sigmoid_lmf_loss(z, t * array(eager, np.zeros((1, 3), np.int32)), **pairs)
+
+
+def test_vectors_of_other_kinds_are_refused(eager):
+    z, y = array(eager, Z), array(eager, Y)
+    for vector in ([True, False, True], ["1", "2", "3"], [1.0, None, 2.0]):
+        with refuses(TypeError, f"class_weight must be numbers, got {vector}"):
+            eager.losses.focal_loss(z, y, vector)
+
+
+def test_images_of_another_layout(eager):
+    """The class axis is 1 in PyTorch and -1 elsewhere, where it can be given."""
+    first = RNG.normal(0, 1, (2, 3, 4, 5)).astype(np.float32)
+    last, y = np.moveaxis(first, 1, -1), array(eager, np.zeros((2, 4, 5), np.int32))
+    shape, axis, pass_ = (2, 3, 4, 5), -1, "1: pass axis=1"
+    wrong, right, given = first, last, {"axis": 1}
+    if eager.framework == "torch":
+        shape, axis, pass_ = (2, 4, 5, 3), 1, "3: pass logits.movedim(3, 1)"
+        wrong, right, given = last, first, {}
+    sentence = (
+        f"margins must have shape ({shape[axis]},), one number for each class of the logits "
+        f"{shape}, got (3,); the class axis is {axis}, not {pass_}"
+    )
+    with refuses(ValueError, sentence):
+        eager.losses.lmf_loss(array(eager, wrong), y, MARGINS)
+    expected = eager.losses.lmf_loss(array(eager, right), y, MARGINS)
+    moved = array(eager, wrong) if given else array(eager, wrong).movedim(3, 1)
+    value = eager.losses.lmf_loss(moved, y, MARGINS, **given)
+    np.testing.assert_allclose(np.asarray(value), np.asarray(expected), rtol=1e-5)
+
+
+def test_masks_with_a_channel(eager):
+    z = array(eager, RNG.normal(0, 1, (2, 3, 4, 5)).astype(np.float32))
+    y = array(eager, np.zeros((2, 1, 4, 5), np.int32))
+    axis = {} if eager.framework == "torch" else {"axis": 1}
+    sentence = (
+        "integer labels must have shape (2, 4, 5), the logits' without the class axis, "
+        "got (2, 1, 4, 5); remove the axis of size 1 with labels.squeeze(1)"
+    )
+    with refuses(ValueError, sentence):
+        eager.losses.lmf_loss(z, y, MARGINS, **axis)
+
+
 def test_a_mask_must_be_boolean(eager):
     if eager.framework == "torch":
         pytest.skip("ignore_index is PyTorch's mask")
@@ -149,18 +230,35 @@ def test_classes_refuse_what_the_spec_refuses(eager):
     if eager.framework == "keras":
         names = "sum_over_batch_size, mean, batch_mean, sum, mean_with_sample_weight, none, None"
     for name in ("LMFLoss", "LDAMLoss", "FocalLoss"):
+        counts = () if name == "FocalLoss" else (COUNTS,)
         with refuses(ValueError, f"reduction must be one of {names}, got 'average'"):
-            getattr(eager.losses, name)(COUNTS, reduction="average")
+            getattr(eager.losses, name)(*counts, reduction="average")
         with refuses(ValueError, "max_margin must be positive, got 0"):
-            getattr(eager.losses, name)(COUNTS, max_margin=0)
+            getattr(eager.losses, name)(*counts, max_margin=0)
     with refuses(ValueError, "gamma must be at least 0, got -1"):
         eager.losses.FocalLoss(gamma=-1)
     sentence = (
         "class_weight 'balanced' is computed from class counts, got class_counts=None; "
-        "pass class_counts"
+        "pass class_counts, or as an array what lmf_multi.class_weights computes"
     )
     with refuses(ValueError, sentence):
         eager.losses.FocalLoss(class_weight="balanced")
+
+
+@pytest.mark.parametrize("counts", [[1.0, 1.0, 50.0], [0.25, 0.75], 2.0, COUNTS], ids=str)
+@pytest.mark.parametrize("weight", [None, [0.5, 1.0, 3.0]], ids=["none", "array"])
+def test_focal_takes_no_counts_in_vain(eager, counts, weight):
+    """Most likely they are meant as weights; a spec's counts are no mistake."""
+    sentence = (
+        "class_counts has no effect without a named class_weight, "
+        f"got class_counts={counts} and class_weight={weight}; "
+        "pass numbers as class_weight=[...], or name a scheme, as class_weight='balanced'"
+    )
+    with refuses(ValueError, sentence):
+        eager.losses.FocalLoss(counts, class_weight=weight)
+    spec = LMFSpec(COUNTS, class_weight=weight)
+    loss, expected = (each.FocalLoss.from_spec(spec) for each in (eager.losses, reference))
+    np.testing.assert_allclose(value_of(eager, loss), expected(Z, Y), rtol=1e-5)
 
 
 def test_classes_and_logits_must_agree(eager):

@@ -69,7 +69,8 @@ def test_vmap_over_stacked_losses(jax, losses):
 
 @pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
 def test_losses_are_pytrees(jax, losses, name):
-    loss = getattr(losses, name)(COUNTS, reduction="sum", axis=0)
+    counts = () if name == "FocalLoss" else (COUNTS,)
+    loss = getattr(losses, name)(*counts, reduction="sum", axis=0)
     leaves, structure = jax.tree.flatten(loss)
     twin = jax.tree.unflatten(structure, leaves)
     assert type(twin) is type(loss)

@@ -156,7 +156,8 @@ def is_plain(value):
 def test_config_is_plain_and_rebuilds_the_loss(keras, losses, name, weight):
     cls = getattr(losses, name)
     numbers = {"max_margin": np.float32(0.25), "label_smoothing": 0.1, "class_weight": weight}
-    loss = cls(np.array(COUNTS), **numbers, axis=1, reduction="sum", name="mine", dtype="bfloat16")
+    counts = (np.array(COUNTS),) if name != "FocalLoss" or isinstance(weight, str) else ()
+    loss = cls(*counts, **numbers, axis=1, reduction="sum", name="mine", dtype="bfloat16")
     config = loss.get_config()
     assert all(map(is_plain, config.values())), config
     assert json.loads(json.dumps(config)) == config
@@ -229,8 +230,16 @@ def test_ignore_class_needs_sparse_labels(losses):
         losses.LMFLoss(COUNTS, ignore_class=1)(np.eye(3, dtype=np.float32)[LABELS], LOGITS)
 
 
+@pytest.mark.parametrize("value", [255.0, True], ids=repr)
+def test_ignore_class_is_a_whole_number(losses, value):
+    sentence = f"ignore_class must be a whole number, got {value!r}; pass None to ignore no label"
+    with refuses(TypeError, sentence):
+        losses.LMFLoss(COUNTS, ignore_class=value)
+
+
 def test_a_fraction_is_no_label(losses):
-    sentence = "labels must be in [0, 3), got -1; mask examples without a class with ignore_class"
+    sentence = "labels must be in [0, 3), got -1; mask examples without a class with "
+    sentence += "ignore_class=-1"
     with refuses(ValueError, sentence):
         losses.LMFLoss(COUNTS)(LABELS + 0.5, LOGITS)
 

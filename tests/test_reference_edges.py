@@ -222,12 +222,13 @@ def test_official_alpha_weights_ldam():
         (
             {"labels": Y + 1},
             ValueError,
-            "labels must be in [0, 3), got 3; mask examples without a class with where",
+            "labels must be in [0, 3), got 3; mask examples without a class with where=labels != 3",
         ),
         (
             {"labels": Y - 1},
             ValueError,
-            "labels must be in [0, 3), got -1; mask examples without a class with where",
+            "labels must be in [0, 3), got -1; "
+            "mask examples without a class with where=labels != -1",
         ),
         (
             {"margins": [0.5, 0.5]},
@@ -256,7 +257,7 @@ def test_classes_refuse_what_the_spec_refuses():
         FocalLoss(gamma=-1)
     sentence = (
         "class_weight 'balanced' is computed from class counts, got class_counts=None; "
-        "pass class_counts"
+        "pass class_counts, or as an array what lmf_multi.class_weights computes"
     )
     with refuses(ValueError, sentence):
         FocalLoss(class_weight="balanced")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmf_multi import LMFSpec, class_counts, class_margins, class_weights
-from lmf_multi.spec import check_inputs
+from lmf_multi.spec import check_inputs, check_sigmoid_inputs
 from tests.checks import refuses
 from tests.frameworks import load
 
@@ -279,6 +279,17 @@ def test_repr_rebuilds_the_spec(class_weight):
     assert LMFSpec([9, 4, 2]) != LMFSpec([9, 4, 1])
 
 
+def test_repr_of_many_classes_is_short():
+    spec = LMFSpec(range(1, 8143), class_weight=np.arange(1, 8143))
+    assert "class_counts=(1, 2, 3, ..., 8140, 8141, 8142), alpha=1.5" in repr(spec)
+    assert "class_weight=(1.0, 2.0, 3.0, ..., 8140.0, 8141.0, 8142.0), label" in repr(spec)
+    assert "..." not in repr(LMFSpec(range(1, 21)))
+    with refuses(
+        TypeError, "class_counts must be numbers, got ['0', '1', '2', ..., '7', '8', '9']"
+    ):
+        LMFSpec(list(map(str, [*range(10), *range(10), 7, 8, 9])))
+
+
 def test_spec_is_frozen():
     spec = LMFSpec([9, 4])
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'alpha'"):
@@ -311,7 +322,7 @@ def test_counts_from_labels():
     np.testing.assert_array_equal(class_counts(np.array([], np.int64), 3), [0, 0, 0])
 
 
-RANGE = "labels must be in [0, {}), got {}; mask examples without a class with ignore_index"
+RANGE = "labels must be in [0, {0}), got {1}; mask examples without a class with ignore_index={1}"
 EMPTY = "labels must not be empty, got none; pass num_classes"
 ONE_HOT = "labels must be integers, got float64; take argmax of one-hot labels"
 
@@ -385,3 +396,113 @@ WHERE = "where must have shape (2,), one value for each example, got (2, 3)"
 def test_bad_inputs_are_refused(arguments, kind, sentence):
     with refuses(kind, sentence):
         call(**arguments)
+
+
+IMAGES = ((2, 3, 4, 5), "float32")
+NEEDS = "integer labels must have shape {}, the logits' without the class axis, got {}"
+FLOATS = "floating labels are distributions and must have the logits' shape {}, got {}"
+VECTORS = "margins must have shape ({},), one number for each class of the logits {}, got ({},); {}"
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "axis", "sentence"),
+    [
+        # an axis of size 1 too many
+        ((2, 3, 4, 5), (2, 1, 4, 5), 1, NEEDS.format((2, 4, 5), (2, 1, 4, 5))
+         + "; remove the axis of size 1 with labels.squeeze(1)"),
+        ((2, 3), (2, 1), -1, NEEDS.format((2,), (2, 1))
+         + "; remove the axis of size 1 with labels.squeeze(1)"),
+        ((2, 4, 5, 3), (2, 4, 5, 1), -1, NEEDS.format((2, 4, 5), (2, 4, 5, 1))
+         + "; remove the axis of size 1 with labels.squeeze(3)"),
+        ((2, 3, 4, 5), (1, 2, 4, 5), 1, NEEDS.format((2, 4, 5), (1, 2, 4, 5))
+         + "; remove the axis of size 1 with labels.squeeze(0)"),
+        # the classes along another axis
+        ((2, 4, 5, 3), (2, 4, 5), 1, NEEDS.format((2, 5, 3), (2, 4, 5))
+         + "; the class axis is 1, not 3: pass {}"),
+        ((2, 3, 4, 5), (2, 4, 5), -1, NEEDS.format((2, 3, 4), (2, 4, 5))
+         + "; the class axis is -1, not 1: pass {}"),
+        # neither
+        ((2, 3, 4, 5), (2, 4, 6), 1, NEEDS.format((2, 4, 5), (2, 4, 6))),
+        ((4, 3), (3,), -1, NEEDS.format((4,), (3,))),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("given", [True, False], ids=["axis", "no axis"])
+def test_labels_of_another_shape_are_told_what_to_do(logits, labels, axis, sentence, given):
+    to = axis if axis != -1 else -1
+    j = sentence.partition("not ")[2].partition(":")[0]
+    call = f"axis={j}" if given else f"logits.movedim({j}, {to})"
+    arguments = (logits, "float32"), (labels, "int64"), axis, {}
+    with refuses(ValueError, sentence.replace("{}", call)):
+        check_inputs(*arguments, axis_is_given=given)
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        ((2, 1, 4, 5), "; remove the axis of size 1 with labels.squeeze(1) and cast class indices "
+         "to integers"),
+        ((2, 4, 5), "; cast class indices to integers"),
+        ((2, 3, 4), "; the class axis is 1, not 3: pass axis=3 and cast class indices to integers"),
+        ((2, 4, 5, 3), ""),
+    ],
+)  # fmt: skip
+def test_floating_labels_of_another_shape(labels, remedy):
+    with refuses(ValueError, FLOATS.format(IMAGES[0], labels) + remedy):
+        check_inputs(IMAGES, (labels, "float32"), 1, {})
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "size", "remedy"),
+    [
+        ((2, 4, 5, 3), 1, 3, "the class axis is 1, not 3: pass logits.movedim(3, 1)"),
+        ((2, 9, 3), 1, 3, "the class axis is 1, not 2: pass logits.movedim(2, 1)"),
+        ((2, 4, 5, 3), 1, 5, "check class_counts"),  # along no usual axis
+        ((3, 4), 1, 3, "check class_counts"),  # the batch
+    ],
+)
+def test_vectors_of_another_axis(shape, axis, size, remedy):
+    sentence = VECTORS.format(shape[axis], shape, size, remedy)
+    with refuses(ValueError, sentence):
+        check_inputs((shape, "float32"), ((2,), "int64"), axis, {"margins": (size,)}, None, False)
+
+
+def test_masks_of_another_shape():
+    sentence = (
+        "where must have shape (2, 4, 5), one value for each example, got (2, 1, 4, 5); "
+        "remove the axis of size 1 with where.squeeze(1)"
+    )
+    with refuses(ValueError, sentence):
+        check_inputs(IMAGES, ((2, 4, 5), "int64"), 1, {}, ((2, 1, 4, 5), "bool"))
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "remedy"),
+    [
+        ((2, 4, 5), (2, 1, 4, 5), "; remove the axis of size 1 with labels.squeeze(1)"),
+        ((2, 1, 4, 5), (2, 4, 5), "; add the axis of size 1 with labels[:, None]"),
+        ((2, 4, 5, 1), (2, 4, 5), "; add the axis of size 1 with labels[:, :, :, None]"),
+        ((6, 1), (6,), "; add the axis of size 1 with labels[:, None]"),
+        ((2, 4), (2, 5), ""),
+    ],
+)
+def test_sigmoid_labels_of_another_shape(logits, labels, remedy):
+    with refuses(ValueError, f"labels must have the logits' shape {logits}, got {labels}{remedy}"):
+        check_sigmoid_inputs((logits, "float32"), (labels, "int64"), 0, {"margins": (2,)})
+
+
+def test_sigmoid_vectors_of_another_axis():
+    sentence = (
+        "margins must have shape (2,) or (4, 2), negative and positive of each label of the logits "
+        "(2, 4, 5, 3), got (3, 2); the label axis is 1, not 3: pass logits.movedim(3, 1)"
+    )
+    with refuses(ValueError, sentence):
+        logits = (2, 4, 5, 3), "float32"
+        check_sigmoid_inputs(logits, logits, 1, {"margins": (3, 2)}, None, False)
+
+
+@pytest.mark.parametrize("value", [255.0, True, "255", [255]], ids=repr)
+def test_a_label_to_ignore_is_a_whole_number(value):
+    sentence = f"ignore_index must be a whole number, got {value!r}; pass None to ignore no label"
+    with refuses(TypeError, sentence):
+        class_counts([0, 255], ignore_index=value)
+    np.testing.assert_array_equal(class_counts([0, 255], ignore_index=np.uint8(255)), [1])

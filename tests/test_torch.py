@@ -218,10 +218,62 @@ def test_the_default_ignore_index_is_no_unsigned_label(torch, losses):
 def test_a_negative_ignore_index_masks_only_itself(torch, losses):
     z, y = torch.tensor(LOGITS), torch.tensor([0, 1, -1, 2, 1, 0])
     sentence = "labels must be in [0, 3), got -1; mask examples without a class with "
-    with refuses(ValueError, sentence + "ignore_index=-100"):
+    with refuses(ValueError, sentence + "ignore_index=-100, or pass ignore_index=-1"):
         losses.lmf_loss(z, y, MARGINS)
     value = losses.lmf_loss(z, y, MARGINS, ignore_index=-1)
     expected = reference.lmf_loss(LOGITS, y.numpy(), MARGINS, where=y.numpy() != -1)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [None, 255.0, True], ids=repr)
+def test_ignore_index_is_a_whole_number(torch, losses, labels, value):
+    """As in ``cross_entropy``, whose sentence this is not."""
+    z, t = torch.tensor(LOGITS), torch.tensor(np.eye(3, dtype=int)[LABELS])
+    with pytest.raises(TypeError):
+        torch.nn.functional.cross_entropy(z, labels, ignore_index=value)
+    sentence = (
+        f"ignore_index must be a whole number, got {value!r}; "
+        "pass a label that does not occur, as -100, to ignore no label"
+    )
+    loss = losses.LMFLoss(COUNTS)
+    loss.ignore_index = value
+    for call in (
+        lambda: losses.lmf_loss(z, labels, MARGINS, ignore_index=value),
+        lambda: losses.ldam_loss(z, labels, MARGINS, ignore_index=value),
+        lambda: losses.focal_loss(z, labels, ignore_index=value),
+        lambda: losses.sigmoid_lmf_loss(z, t, MARGINS[:2], ignore_index=value),
+        lambda: losses.LMFLoss(COUNTS, ignore_index=value),
+        lambda: losses.SigmoidLMFLoss(3, 9, ignore_index=value),
+        lambda: loss(z, labels),
+        lambda: loss.normalizers(labels),
+    ):
+        with refuses(TypeError, sentence):
+            call()
+    value = losses.LMFLoss(COUNTS, ignore_index=np.int64(2))(z.float(), labels)
+    expected = losses.LMFLoss(COUNTS, ignore_index=2)(z.float(), labels)
+    np.testing.assert_array_equal(value.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_distributions_ignore_no_label(torch, losses, compiled):
+    """As in ``cross_entropy``: a label that is not negative was meant to be one."""
+    z, q = torch.tensor(LOGITS), torch.tensor(SOFT)
+    with pytest.raises(RuntimeError, match="ignore_index is not supported for floating point"):
+        torch.nn.functional.cross_entropy(z, q, ignore_index=255)
+    sentence = (
+        "ignore_index needs integer labels, got distributions and ignore_index=255; "
+        "leave such examples out of the batch"
+    )
+    loss = losses.LMFLoss(COUNTS, ignore_index=255)
+    with refuses(ValueError, sentence):
+        loss.normalizers(q)
+    if compiled:
+        with pytest.raises(Exception, match="ignore_index needs integer labels"):
+            torch.compile(loss, backend="eager")(z, q)
+    with refuses(ValueError, sentence):
+        loss(z, q)
+    expected = reference.LMFLoss(COUNTS)(LOGITS, SOFT)
+    value = losses.LMFLoss(COUNTS, ignore_index=-1)(z, q)
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -213,7 +214,7 @@ def compute_loss(
     ``totals`` replaces the batch's total class weight and number of examples in the means;
     ``axis_name`` is the mapped axis whose batches they are taken over.
     """
-    check_vectors(margins=margins, class_weight=class_weight)
+    check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
     z, y = jnp.asarray(logits), jnp.asarray(labels)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
@@ -281,7 +282,7 @@ def compute_sigmoid_loss(
     axis_name: Any = None,
 ) -> Array:
     """What each element contributes to the reduced loss, as ``compute_loss``."""
-    check_vectors(margins=margins, class_weight=class_weight)
+    check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
     x, t = jnp.asarray(logits), jnp.asarray(labels)
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
@@ -322,6 +323,14 @@ def compute_sigmoid_loss(
         return mixture(x, None, None, Δ, None, a, b, γ, s, None)
 
     return _by_smoothing(soft, ε, of_one_class, of_all_classes)
+
+
+def _on_host(vector: Any) -> Any:
+    """A CPU's array as NumPy's, whose numbers can be checked."""
+    if not isinstance(vector, Array) or isinstance(vector, jax.core.Tracer):
+        return vector
+    on_cpu = all(device.platform == "cpu" for device in vector.devices())
+    return np.asarray(vector) if on_cpu and vector.is_fully_addressable else vector
 
 
 def total_weight_and_examples(

@@ -31,6 +31,7 @@ from lmf_multi.spec import (
     Reduction,
     Weights,
     check_reduction,
+    short,
 )
 
 _STATIC = ("axis", "reduction", "axis_name")
@@ -121,8 +122,15 @@ class _Loss:
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> Self:
-        """A loss from its attributes, as ``repr`` shows them; lists become arrays."""
+        """A loss from its attributes, as ``repr`` shows them; lists become arrays.
+
+        Raises:
+            TypeError: a list in short, as ``repr`` shows one of more than 20 classes.
+        """
         arrays = {"margins": margins, "class_weight": class_weight}
+        for name, values in arrays.items():
+            if isinstance(values, list) and ... in values:
+                raise TypeError(f"{name} must be numbers, got {short(values)}; pickle the loss")
         return cls._of(
             {
                 "alpha": alpha,

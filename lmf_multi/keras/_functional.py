@@ -20,6 +20,8 @@ if keras.backend.backend() not in _CORES:
     )
 _core, _sigmoid = map(importlib.import_module, _CORES[keras.backend.backend()])
 compute_loss: Callable[..., Any] = _core.compute_loss
+# the other cores check arrays by themselves
+check_given: Callable[..., None] = getattr(_core, "check_given", lambda **vectors: None)
 compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
 
 
@@ -66,6 +68,7 @@ def lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
+    check_given(margins=margins, class_weight=class_weight)
     return compute_loss(
         ops.convert_to_tensor(logits),
         ops.convert_to_tensor(labels),
@@ -174,6 +177,7 @@ def sigmoid_lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
+    check_given(margins=margins, class_weight=class_weight)
     return compute_sigmoid_loss(
         ops.convert_to_tensor(logits),
         ops.convert_to_tensor(labels),

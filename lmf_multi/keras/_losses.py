@@ -24,6 +24,7 @@ from lmf_multi.spec import (
     Counts,
     Reduction,
     Weights,
+    check_ignored,
     check_reduction,
 )
 
@@ -57,6 +58,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         dtype: Any,
     ) -> None:
         check_reduction(reduction, tuple(_REDUCTIONS))
+        ignore_class = check_ignored("ignore_class", ignore_class, or_none=True)
         super().__init__(name=name, dtype=dtype)
         self.reduction = reduction
         self.margins, self.class_weight = parameters.margins, parameters.class_weight

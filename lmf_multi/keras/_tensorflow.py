@@ -41,7 +41,7 @@ def compute_loss(
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
-    check_vectors(margins=margins, class_weight=class_weight)
+    check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
     dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
     Δ = None if margins is None else tf.cast(margins, dtype)
     w = None if class_weight is None else tf.cast(class_weight, dtype)
@@ -112,7 +112,7 @@ def compute_sigmoid_loss(
     check_parameters(
         alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
     )
-    check_vectors(margins=margins, class_weight=class_weight)
+    check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
     dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
     Δ = None if margins is None else tf.cast(margins, dtype)
     w = None if class_weight is None else tf.cast(class_weight, dtype)
@@ -145,6 +145,12 @@ def compute_sigmoid_loss(
     a = None if alpha == 0 else share * (alpha / by_weight)
     b = None if beta == 0 else share * (beta / by_examples)
     return _mixture(x, None, None, Δ, None, a, b, gamma, scale, None)
+
+
+def _on_host(vector: Any) -> Any:
+    """A CPU's eager tensor as NumPy's, whose numbers can be checked."""
+    readable = isinstance(vector, tf.Tensor) and hasattr(vector, "numpy")
+    return vector.numpy() if readable and "CPU" in vector.device else vector
 
 
 def _by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:

@@ -4,7 +4,7 @@ The class axis stays where it is, so no layout is copied.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lmf_multi.spec import (
     Reduction,
+    as_numpy,
+    check_ignored,
     check_inputs,
     check_label_range,
     check_parameters,
@@ -68,6 +70,7 @@ def lmf_loss(
     >>> lmf_loss(logits, torch.tensor([0, 1]), margins=[0.1, 0.5])
     tensor(0.5775)
     """
+    check_given(margins=margins, class_weight=class_weight)
     return masked_loss(
         input,
         target,
@@ -99,6 +102,7 @@ def ldam_loss(
     >>> ldam_loss(torch.tensor([[0.2, 0.0]]), torch.tensor([0]), [0.2, 0.5], scale=2.0)
     tensor(0.6931)
     """
+    check_given(margins=margins, class_weight=class_weight)
     return masked_loss(
         input,
         target,
@@ -129,6 +133,7 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=2.0)
     tensor(0.1733)
     """
+    check_given(class_weight=class_weight)
     return masked_loss(
         input,
         target,
@@ -161,8 +166,12 @@ def masked_loss(
     """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
     check_tensors(input=input, target=target)
     check_reduction(reduction)
+    ignore_index = check_ignored("ignore_index", ignore_index)
     axis, numbers = min(1, input.dim() - 1), (alpha, beta, gamma, scale, label_smoothing)
-    Δ, w, soft = checked(check_inputs, input, target, margins, class_weight, axis, None, numbers)
+    check = _check_inputs_of_axis_1
+    Δ, w, soft = checked(check, input, target, margins, class_weight, axis, None, numbers)
+    if soft:
+        _check_ignores_none(ignore_index)
 
     def plain(z: Tensor) -> Tensor:
         loss: Tensor = compute_loss(
@@ -216,9 +225,11 @@ def total_weight_and_examples(
 ) -> tuple[Tensor, Tensor]:
     """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
     check_tensors(target=target)
+    ignore_index = check_ignored("ignore_index", ignore_index)
     dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = vector("class_weight", class_weight, dtype, target.device)
     if target.is_floating_point():
+        _check_ignores_none(ignore_index)
         axis = min(1, target.dim() - 1)
         q, presence = _soft_targets(target, axis, None, dtype)
         by_class = [-1] + [1] * (target.dim() - 1 - axis)
@@ -233,6 +244,31 @@ def check_tensors(**tensors: Any) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_given(**vectors: Any) -> None:
+    """Refuse what callers of functions must not give: ``check_vectors``, of CPU tensors too.
+
+    The classes have checked theirs, and pay nothing for it at each call.
+    """
+    look = not torch.compiler.is_compiling()
+    # a transform would wrap what is read
+    look_at_tensors = look and not torch._C._are_functorch_transforms_active()
+    for name, value in vectors.items():
+        is_given = look_at_tensors and isinstance(value, Tensor) and readable(value)
+        check_vectors(look, **{name: as_numpy(value) if is_given else value})
+
+
+_check_inputs_of_axis_1 = partial(check_inputs, axis_is_given=False)
+
+
+def _check_ignores_none(ignore_index: int) -> None:
+    """Refuse, as ``cross_entropy`` does, a label to ignore where there are distributions."""
+    if ignore_index >= 0:
+        raise ValueError(
+            "ignore_index needs integer labels, got distributions and "
+            f"ignore_index={ignore_index}; leave such examples out of the batch"
+        )
 
 
 def compute_loss(
@@ -306,7 +342,6 @@ def checked(
     """Margins and class weights where the logits are, and whether labels are distributions."""
     names = ("alpha", "beta", "gamma", "scale", "label_smoothing")
     check_parameters(**dict(zip(names, numbers, strict=True)))
-    check_vectors(margins=margins, class_weight=class_weight)
     Δ = vector("margins", margins, loss_dtype(z), z.device)
     w = vector("class_weight", class_weight, loss_dtype(z), z.device)
     of_vectors = tuple(None if v is None else v.shape for v in (Δ, w))

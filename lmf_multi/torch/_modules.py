@@ -25,6 +25,7 @@ from lmf_multi.spec import (
     Floats,
     Reduction,
     Weights,
+    check_ignored,
     check_reduction,
 )
 from lmf_multi.torch._closed_form import is_plain
@@ -63,7 +64,7 @@ class _Loss(nn.Module):
         self.alpha, self.beta = parameters.alpha, parameters.beta
         self.gamma, self.scale = parameters.gamma, parameters.scale
         self.label_smoothing = parameters.label_smoothing
-        self.ignore_index = ignore_index
+        self.ignore_index = check_ignored("ignore_index", ignore_index)
         self.reduction: Reduction = reduction
         self.process_group = process_group
         self._config = parameters.config

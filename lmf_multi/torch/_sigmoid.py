@@ -1,5 +1,7 @@
 """The sigmoid form in PyTorch, in the steps of ``lmf_multi.reference``."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,13 +10,20 @@ from torch import Tensor
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     Reduction,
+    check_ignored,
     check_mask,
     check_probability_range,
     check_reduction,
     check_sigmoid_inputs,
 )
 from lmf_multi.torch._closed_form import loss_dtype, mixture, readable
-from lmf_multi.torch._functional import check_tensors, checked, normalizers, vector
+from lmf_multi.torch._functional import (
+    check_given,
+    check_tensors,
+    checked,
+    normalizers,
+    vector,
+)
 
 
 def sigmoid_lmf_loss(
@@ -49,6 +58,7 @@ def sigmoid_lmf_loss(
     >>> sigmoid_lmf_loss(logits, labels, margins=[0.1, 0.5])
     tensor(0.5775)
     """
+    check_given(margins=margins, class_weight=class_weight)
     return masked_sigmoid_loss(
         input,
         target,
@@ -83,23 +93,24 @@ def masked_sigmoid_loss(
     """``sigmoid_lmf_loss`` with both its masks."""
     check_tensors(input=input, target=target)
     check_reduction(reduction)
+    axis, numbers = min(1, max(input.dim() - 1, 0)), (alpha, beta, gamma, scale, label_smoothing)
     loss = compute_sigmoid_loss(
         input,
         target,
         margins,
         class_weight,
-        alpha,
-        beta,
-        gamma,
-        scale,
-        label_smoothing,
-        axis=min(1, max(input.dim() - 1, 0)),
+        *numbers,
+        axis=axis,
         where=_annotated(target, ignore_index, where),
         mask_name=f"where or ignore_index={ignore_index}",
         reduction=reduction,
         totals=totals,
+        check=_check_inputs_of_axis_1,
     )
     return loss if reduction == "none" else loss.sum()
+
+
+_check_inputs_of_axis_1 = partial(check_sigmoid_inputs, axis_is_given=False)
 
 
 def total_sigmoid_weight_and_examples(
@@ -117,6 +128,7 @@ def total_sigmoid_weight_and_examples(
 
 def _annotated(target: Tensor, ignore_index: int, where: Tensor | None) -> Tensor | None:
     """The elements that neither mask leaves out."""
+    ignore_index = check_ignored("ignore_index", ignore_index)
     if where is not None:
         check_tensors(where=where)
         check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
@@ -143,10 +155,11 @@ def compute_sigmoid_loss(
     mask_name: str,
     reduction: Reduction,
     totals: tuple[Tensor, Tensor] | None = None,
+    check: Callable[..., bool] = check_sigmoid_inputs,
 ) -> Tensor:
     """What each element contributes to the reduced loss, as ``compute_loss``."""
     numbers = (alpha, beta, gamma, scale, label_smoothing)
-    Δ, w, soft = checked(check_sigmoid_inputs, x, t, margins, class_weight, axis, where, numbers)
+    Δ, w, soft = checked(check, x, t, margins, class_weight, axis, where, numbers)
 
     Δ, w = (None if v is None else _by_label(v, x.dim(), axis) for v in (Δ, w))
     t, presence = _targets(t, where, mask_name, loss_dtype(x))

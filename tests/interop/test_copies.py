@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from tests.checks import refuses
 from tests.frameworks import load
 
 RNG = np.random.default_rng(0)
@@ -48,11 +49,16 @@ TWINS = {
 def build(framework, name, weights, options=None):
     if framework != "reference":
         load(framework)
-    weights = WEIGHTS[weights]
+    counts, weights = counts_of(name, weights), WEIGHTS[weights]
     if name == "SigmoidLMFLoss" and isinstance(weights.get("class_weight"), np.ndarray):
         weights = {"class_weight": PAIRS}
     cls = getattr(load(f"lmf_multi.{framework}"), name)
-    return cls(*COUNTS[name], **NUMBERS[name], **weights, **(options or {}))
+    return cls(*counts, **NUMBERS[name], **weights, **(options or {}))
+
+
+def counts_of(name, weights):
+    """Focal takes them for a named scheme alone."""
+    return () if name == "FocalLoss" and weights != "balanced" else COUNTS[name]
 
 
 def value_of(loss, framework):
@@ -88,7 +94,7 @@ def test_the_numbers_are_those_of_the_arguments(framework, name):
     loss = build(framework, name, "none")
     changed = {"scale": 4.0} if name == "LDAMLoss" else {"gamma": 0.75}
     options = NUMBERS[name] | changed | {"class_weight": None}
-    other = type(loss)(*COUNTS[name], **options)
+    other = type(loss)(*counts_of(name, "none"), **options)
     assert repr(other) != repr(loss)
     assert abs(value_of(other, framework) - value_of(loss, framework)) > 1e-3
 
@@ -103,6 +109,41 @@ def test_replaced_class_weights_are_kept(framework, name, twin):
     value = value_of(loss, framework)
     assert abs(value - before) > 1e-3
     np.testing.assert_array_equal(value_of(TWINS[twin](loss), framework), value)
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_named_class_weights_of_focal_are_replaced(framework):
+    """By numbers, for which it has no use for the counts any more, and keeps none."""
+    loss = build(framework, "FocalLoss", "balanced")
+    assert "class_counts=[625, 16, 1]" in repr(loss)
+    loss.set_class_weight([0.1, 2 / 3, 3.0])
+    expected = build(framework, "FocalLoss", "an array")
+    assert "class_counts=None" in repr(loss)
+    assert value_of(loss, framework) == value_of(expected, framework)
+    sentence = (
+        "class_weight 'balanced' is computed from class counts, got class_counts=None; "
+        "pass class_counts, or as an array what lmf_multi.class_weights computes"
+    )
+    with refuses(ValueError, sentence):
+        loss.set_class_weight("balanced")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("framework", OPTIONS)
+def test_the_repr_of_many_classes_is_short(framework, name):
+    """The first and last three of more than 20 counts and weights, and of no use to ``eval``."""
+    load("torch" if framework == "reference" else framework)
+    cls, many = getattr(load(f"lmf_multi.{framework}"), name), np.arange(1, 8143)
+    weights = np.stack([many, many], 1) if name == "SigmoidLMFLoss" else many
+    counts = () if name == "FocalLoss" else [many] * len(COUNTS[name])
+    loss = cls(*counts, class_weight=weights)
+    assert len(repr(loss)) < 600
+    few = "[1.0, 2.0, 3.0, ..., 8140.0, 8141.0, 8142.0]"
+    if name == "SigmoidLMFLoss":
+        few = "[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], ..., [8140.0, 8140.0], [8141.0, 8141.0], "
+    assert f"class_weight={few}" in repr(loss)
+    with pytest.raises(TypeError, match=r"must be numbers.*, got .*, Ellipsis, "):
+        value_of(eval(repr(loss), {name: cls}), framework)
 
 
 @pytest.mark.parametrize("twin", TWINS)
