@@ -8,6 +8,27 @@ from torch import Tensor
 from lmf_multi.spec import Reduction
 
 
+class Group:
+    """A ``ProcessGroup`` as a module keeps it, which cannot be copied: copies share it."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: Any) -> "Group":
+        return self
+
+    def __reduce__(self) -> Any:
+        if self.group is None or self.group == "world":
+            return Group, (self.group,)
+        if self.group is not torch.distributed.group.WORLD:
+            raise TypeError(
+                "a loss can be pickled with the default process group alone, "
+                f"got process_group={self.group!r}; set process_group to None, and anew after "
+                "loading"
+            )
+        return Group, ("world",)
+
+
 def check_group(group: Any, reduction: Reduction) -> None:
     """Refuse what is no process group, and a group without a reduction over it."""
     if group is None:

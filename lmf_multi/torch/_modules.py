@@ -29,7 +29,7 @@ from lmf_multi.spec import (
     check_reduction,
 )
 from lmf_multi.torch._closed_form import is_plain
-from lmf_multi.torch._distributed import check_group, group_size, group_totals
+from lmf_multi.torch._distributed import Group, check_group, group_size, group_totals
 from lmf_multi.torch._functional import masked_loss, total_weight_and_examples
 from lmf_multi.torch._sigmoid import masked_sigmoid_loss, total_sigmoid_weight_and_examples
 
@@ -58,7 +58,6 @@ class _Loss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction(reduction)
-        check_group(process_group, reduction)
         self._exact = {"margins": parameters.margins, "class_weight": parameters.class_weight}
         self._place(torch.device("cpu"))
         self.alpha, self.beta = parameters.alpha, parameters.beta
@@ -68,6 +67,16 @@ class _Loss(nn.Module):
         self.reduction: Reduction = reduction
         self.process_group = process_group
         self._config = parameters.config
+
+    @property
+    def process_group(self) -> Any:
+        """The processes whose batches the reduction is over."""
+        return self._group.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        check_group(group, self.reduction)
+        self._group = Group(group)
 
     def forward(
         self,

@@ -146,6 +146,47 @@ def test_the_repr_of_many_classes_is_short(framework, name):
         value_of(eval(repr(loss), {name: cls}), framework)
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """``torch.distributed`` with this process alone."""
+    distributed = load("torch").distributed
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield distributed
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("copied", ["copy", "deepcopy", "average"])
+def test_copies_share_a_process_group(one_process, copied):
+    """PyTorch can copy none, and ``AveragedModel`` copies a model with its losses."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    copied = TWINS.get(copied, torch.optim.swa_utils.AveragedModel)
+    for group in (one_process.new_group([0]), one_process.group.WORLD):
+        model = torch.nn.Sequential(losses.LMFLoss([625, 16, 1], process_group=group))
+        twin = next(m for m in copied(model).modules() if isinstance(m, losses.LMFLoss))
+        assert twin.process_group is group
+        np.testing.assert_array_equal(value_of(twin, "torch"), value_of(model[0], "torch"))
+
+
+def test_the_default_process_group_is_pickled_by_name(one_process):
+    """As ``DistributedDataParallel`` does it; another group is nothing to another process."""
+    loss = build("torch", "LMFLoss", "none", {"process_group": one_process.group.WORLD})
+    assert pickle.loads(pickle.dumps(loss)).process_group == "world"
+    loss.process_group = one_process.new_group([0])
+    sentence = (
+        "a loss can be pickled with the default process group alone, "
+        f"got process_group={loss.process_group!r}; set process_group to None, and anew after "
+        "loading"
+    )
+    with refuses(TypeError, sentence):
+        pickle.dumps(loss)
+    loss.process_group = None
+    np.testing.assert_array_equal(
+        value_of(pickle.loads(pickle.dumps(loss)), "torch"), value_of(loss, "torch")
+    )
+
+
 @pytest.mark.parametrize("twin", TWINS)
 def test_replaced_leaves_are_kept(twin):
     """In JAX, where a leaf may have become an array on the way through a transformation."""
