@@ -51,13 +51,14 @@ def of_another_process(code, **environment):
 
 TWO_PROCESSES = """
 import json, sys
+from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from lmf_multi.torch import LMFLoss
 from tests.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
 
 
-def run(rank, folder, results):
+def run(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
@@ -82,35 +83,157 @@ def run(rank, folder, results):
                 result = [float(mean) / 2, linear.weight.grad.T.tolist()]
                 every[f"{first} {compiled} {reduction}"] = result
     if rank == 0:
-        results.put(json.dumps(every))
+        Path(folder, "results").write_text(json.dumps(every))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
+"""
+BOTH_PROCESSES = """
 
 if __name__ == "__main__":
     processes = torch.multiprocessing.get_context("fork")
-    results = processes.SimpleQueue()
-    both = [
-        processes.Process(target=run, args=(rank, sys.argv[1], results)) for rank in range(2)
-    ]
+    both = [processes.Process(target=run, args=(rank, sys.argv[1])) for rank in range(2)]
     for each in both:
         each.start()
     for each in both:
-        each.join()
+        each.join(300)  # an error in one leaves the other waiting
         assert each.exitcode == 0
-    print(results.get())
+    print(Path(sys.argv[1], "results").read_text())
 """
+
+
+def of_two_processes(code, folder):
+    """What the first of two that call ``run`` writes to ``results``."""
+    return of_another_process((code + BOTH_PROCESSES).replace("sys.argv[1]", repr(str(folder))))
 
 
 def test_torch_ddp(tmp_path):
     load("torch")
-    script = TWO_PROCESSES.replace("sys.argv[1]", repr(str(tmp_path)))
-    results = of_another_process(script)
+    results = of_two_processes(TWO_PROCESSES, tmp_path)
     assert len(results) == 18
     for name, (value, grad) in results.items():
         expected = whole_batch(name.split()[-1])
         np.testing.assert_allclose(value, expected[0], rtol=1e-12, err_msg=name)
         np.testing.assert_allclose(grad, expected[1], rtol=1e-10, atol=1e-13, err_msg=name)
+
+
+PIXELS = RNG.normal(0, 1, (7, 3, 2))
+PIXEL_LABELS = RNG.integers(-1, 3, (7, 2))
+PIXEL_SHARES = RNG.dirichlet([1, 1, 1], (7, 2)).transpose(0, 2, 1)
+ELEMENTS, ELEMENT_MASK = RNG.integers(0, 2, (7, 3, 2)), RNG.random((7, 3, 2)) < 0.7
+FIGURES = {"gamma": 0.5, "scale": 2.0}
+
+OF_ONE_TENSOR = """
+import json, sys
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.device_mesh import init_device_mesh
+from lmf_multi.torch import LMFLoss, SigmoidLMFLoss
+from tests.checks import refuses
+from tests.test_data_parallel import (
+    COUNTS, ELEMENT_MASK, ELEMENTS, FIGURES, PIXEL_LABELS, PIXEL_SHARES, PIXELS
+)
+
+
+def run(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    mesh, every = init_device_mesh("cpu", (2,)), {}
+    placements = {"plain": None, "S0": Shard(0), "S1": Shard(1), "S2": Shard(2), "R": Replicate()}
+
+    def placed(array, name):
+        x = torch.tensor(array)
+        return x if name == "plain" else distribute_tensor(x, mesh, [placements[name]])
+
+    def record(name, loss, z, *labels, **masks):
+        z.requires_grad_()
+        value = loss(z, *labels, **masks)
+        (grad,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+        (second,) = torch.autograd.grad((grad * grad).sum(), z)
+        assert second.placements == grad.placements
+        if not any(p.is_partial() for p in z.placements):
+            assert grad.placements == z.placements, name
+        every[name] = [x.full_tensor().tolist() for x in (value, grad, second)]
+
+    for of_logits in ("S0", "S1", "S2", "R"):
+        for of_labels in ("plain", "S0", "S1", "R"):
+            for reduction in ("mean", "batch_mean", "sum", "none"):
+                loss = LMFLoss(COUNTS, **FIGURES, ignore_index=-1, reduction=reduction)
+                z, y = placed(PIXELS, of_logits), placed(PIXEL_LABELS, of_labels)
+                record(f"integer {reduction} {of_logits} {of_labels}", loss, z, y)
+            loss = LMFLoss(COUNTS, **FIGURES, label_smoothing=0.1)
+            y = placed(PIXEL_SHARES, of_labels)
+            record(f"soft mean {of_logits} {of_labels}", loss, placed(PIXELS, of_logits), y)
+            for counts in ((3, 9), ([3, 1, 9], [9, 5, 3])):
+                loss = SigmoidLMFLoss(*counts, **FIGURES)
+                t, where = placed(ELEMENTS, of_labels), placed(ELEMENT_MASK, "S0")
+                name = f"sigmoid mean {of_logits} {of_labels} {len(repr(counts)) > 6}"
+                record(name, loss, placed(PIXELS, of_logits), t, where=where)
+    loss = LMFLoss(COUNTS, **FIGURES, ignore_index=-1)
+    halves = DTensor.from_local(torch.tensor(PIXELS) / 2, mesh, [Partial()])
+    record("integer mean halves", loss, halves, placed(PIXEL_LABELS, "S0"))
+    z, y = placed(PIXELS, "S0"), placed(PIXEL_LABELS, "S0")
+    totals = loss.normalizers(y)
+    record("integer mean totals", lambda z, y: loss(z, y, normalizers=totals), z, y)
+
+    z.requires_grad_()
+    compiled = torch.compile(loss, backend="aot_eager")(z, y)
+    (grad,) = torch.autograd.grad(compiled, z)
+    every["integer mean compiled"] = [compiled.full_tensor().tolist(), grad.full_tensor().tolist()]
+
+    with refuses(
+        TypeError,
+        "target must be a plain tensor, as input is one, got a DTensor; "
+        "pass target.full_tensor(), or its to_local()"
+    ):
+        loss(torch.tensor(PIXELS), y)
+    own = y.to_local()
+    with refuses(
+        ValueError,
+        "target must be a DTensor, as input is one, or hold all 7 examples, "
+        f"got {len(own)}; wrap each process's own with DTensor.from_local"
+    ):
+        loss(z, own)
+    if rank == 0:
+        Path(folder, "results").write_text(json.dumps(every))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_torch_sharded_logits(tmp_path):
+    """DTensors, as tensor parallelism makes them: sharded over examples, classes or pixels."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    results = of_two_processes(OF_ONE_TENSOR, tmp_path)
+    assert len(results) == 4 * 4 * 7 + 3
+    for name, (value, grad, *second) in results.items():
+        form, reduction, *_ = name.split()
+        options = FIGURES | {"axis": 1, "reduction": reduction}
+        if form == "sigmoid":
+            counts = ([3, 1, 9], [9, 5, 3]) if name.endswith("True") else (3, 9)
+            exact, labels = reference.SigmoidLMFLoss(*counts, **options), ELEMENTS
+            function, options["where"] = reference.sigmoid_lmf_loss_and_grad, ELEMENT_MASK
+            one = losses.SigmoidLMFLoss(*counts, **FIGURES)
+            arguments = torch.tensor(labels), {"where": torch.tensor(ELEMENT_MASK)}
+        else:
+            options["label_smoothing"] = 0.1 if form == "soft" else 0.0
+            exact, function = reference.LMFLoss(COUNTS), reference.lmf_loss_and_grad
+            labels = PIXEL_SHARES if form == "soft" else PIXEL_LABELS
+            options["where"] = None if form == "soft" else PIXEL_LABELS >= 0
+            smoothing = {"label_smoothing": options["label_smoothing"], "reduction": reduction}
+            one = losses.LMFLoss(COUNTS, **FIGURES, **smoothing, ignore_index=-1)
+            arguments = torch.tensor(labels), {}
+        expected = function(PIXELS, labels, exact.margins, exact.class_weight, **options)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-12, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(grad, expected[1], rtol=1e-10, atol=1e-13, err_msg=name)
+        if second:  # of one process
+            z = torch.tensor(PIXELS, requires_grad=True)
+            loss = one(z, arguments[0], **arguments[1]).sum()
+            (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+            (expected,) = torch.autograd.grad((grad * grad).sum(), z)
+            np.testing.assert_allclose(second[0], expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_a_mean_of_shard_means_is_another_number():

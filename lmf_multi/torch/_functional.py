@@ -23,6 +23,7 @@ from lmf_multi.spec import (
 )
 from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
 from lmf_multi.torch._cpu import has_kernel_for, has_operator_for, kernel_loss
+from lmf_multi.torch._distributed import check_shards, loss_of_shards, whole
 from lmf_multi.torch._eager import SMALL, small_loss
 from lmf_multi.torch._triton import fused_loss, supports
 
@@ -167,11 +168,22 @@ def masked_loss(
     check_tensors(input=input, target=target)
     check_reduction(reduction)
     ignore_index = check_ignored("ignore_index", ignore_index)
+    sharded = check_shards(input, target=target)
     axis, numbers = min(1, input.dim() - 1), (alpha, beta, gamma, scale, label_smoothing)
     check = _check_inputs_of_axis_1
     Δ, w, soft = checked(check, input, target, margins, class_weight, axis, None, numbers)
     if soft:
         _check_ignores_none(ignore_index)
+    if sharded:
+        return loss_of_shards(
+            lambda z, y, totals: masked_loss(z, y, Δ, w, *numbers, ignore_index, reduction, totals),
+            lambda y: total_weight_and_examples(y, w, ignore_index),
+            input,
+            (target,),
+            axis,
+            reduction,
+            totals,
+        )
 
     def plain(z: Tensor) -> Tensor:
         loss: Tensor = compute_loss(
@@ -225,7 +237,7 @@ def total_weight_and_examples(
 ) -> tuple[Tensor, Tensor]:
     """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
     check_tensors(target=target)
-    ignore_index = check_ignored("ignore_index", ignore_index)
+    target, ignore_index = whole(target), check_ignored("ignore_index", ignore_index)
     dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = vector("class_weight", class_weight, dtype, target.device)
     if target.is_floating_point():
@@ -372,6 +384,7 @@ def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> 
     """A constant array over the classes, where and how the logits need it."""
     if values is None:
         return None
+    values = whole(values)
     if isinstance(values, Tensor) and values.requires_grad:
         raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
     if isinstance(values, np.ndarray):

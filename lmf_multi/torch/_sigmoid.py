@@ -17,6 +17,7 @@ from lmf_multi.spec import (
     check_sigmoid_inputs,
 )
 from lmf_multi.torch._closed_form import loss_dtype, mixture, readable
+from lmf_multi.torch._distributed import check_shards, loss_of_shards, whole
 from lmf_multi.torch._functional import (
     check_given,
     check_tensors,
@@ -94,6 +95,21 @@ def masked_sigmoid_loss(
     check_tensors(input=input, target=target)
     check_reduction(reduction)
     axis, numbers = min(1, max(input.dim() - 1, 0)), (alpha, beta, gamma, scale, label_smoothing)
+    if check_shards(input, target=target, where=where):
+        check = _check_inputs_of_axis_1
+        Δ, w, _ = checked(check, input, target, margins, class_weight, axis, where, numbers)
+        by_label = any(v is not None and v.dim() == 2 for v in (Δ, w))
+        return loss_of_shards(
+            lambda x, t, where, totals: masked_sigmoid_loss(
+                x, t, Δ, w, *numbers, ignore_index, reduction, totals, where
+            ),
+            lambda t, where: total_sigmoid_weight_and_examples(t, w, ignore_index, where),
+            input,
+            (target, where),
+            axis if by_label else None,
+            reduction,
+            totals,
+        )
     loss = compute_sigmoid_loss(
         input,
         target,
@@ -118,6 +134,7 @@ def total_sigmoid_weight_and_examples(
 ) -> tuple[Tensor, Tensor]:
     """The same for the sigmoid form."""
     check_tensors(target=target)
+    target, where = whole(target), whole(where)
     dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = vector("class_weight", class_weight, dtype, target.device)
     w = None if w is None else _by_label(w, target.dim(), min(1, max(target.dim() - 1, 0)))
