@@ -13,7 +13,6 @@ RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (6, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 2, 1, 0], np.int32)
 SOFT = RNG.dirichlet([1] * 3, 6).astype(np.float32)
-NUMBERS = ("alpha", "beta", "gamma", "scale", "label_smoothing")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,33 +79,73 @@ def test_losses_are_pytrees(jax, losses, name):
     assert float(doubled.scale) == 2 * float(loss.scale)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_gradients_of_the_hyper_parameters(jax, losses, soft):
-    """Against central differences of the reference in each number and each array's entry."""
-    labels, h = (SOFT.astype(np.float64) if soft else LABELS), 1e-6
-    z = LOGITS.astype(np.float64)
-    options = {"label_smoothing": 0.1, "scale": 3.0, "class_weight": [0.5, 1.0, 3.0]}
+INSIDE = {"alpha": 1.5, "beta": 1.0, "gamma": 1.5, "scale": 3.0, "label_smoothing": 0.1}
+AT_BOUNDS = INSIDE | {"alpha": 0.0, "gamma": 0.0, "label_smoothing": 0.0}
+FORMS = {  # labels, and what a loss is built from
+    "integer": (LABELS, "LMFLoss", (COUNTS,)),
+    "soft": (SOFT.astype(np.float64), "LMFLoss", (COUNTS,)),
+    "sigmoid": (SOFT.round().astype(np.int32), "SigmoidLMFLoss", (3, 9)),
+    "by label": (SOFT.round().astype(np.int32), "SigmoidLMFLoss", ((1, 4, 9), (5, 5, 2))),
+    "soft sigmoid": (SOFT.astype(np.float64), "SigmoidLMFLoss", ((1, 4, 9), (5, 5, 2))),
+}
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.mark.parametrize("numbers", [INSIDE, AT_BOUNDS], ids=["inside", "at bounds"])
+@forms
+def test_gradients_of_the_hyper_parameters(jax, losses, form, numbers):
+    """Against differences of the reference in each number, upwards, and each array's entry."""
+    labels, name, counts = FORMS[form]
+    z, h = LOGITS.astype(np.float64), 1e-6
     with jax.enable_x64(True):
-        loss = jax.tree.map(jax.numpy.asarray, losses.LMFLoss(COUNTS, **options))
+        loss = getattr(losses, name)(*counts, class_weight="balanced", **numbers)
+        loss = jax.tree.map(jax.numpy.asarray, loss)
         slopes = jax.jit(jax.grad(lambda loss: loss(z, labels)))(loss)
+    arrays = {name: np.asarray(getattr(loss, name)) for name in ("margins", "class_weight")}
+    exact = reference.lmf_loss if name == "LMFLoss" else reference.sigmoid_lmf_loss
 
     def value(**changes):
-        arrays = {"margins": class_margins(COUNTS), "class_weight": np.array([0.5, 1.0, 3.0])}
-        numbers = {"alpha": 1.5, "beta": 1.0, "gamma": 1.5, "scale": 3.0, "label_smoothing": 0.1}
-        return reference.lmf_loss(z, labels, **(arrays | numbers | changes))
+        return exact(z, labels, **(arrays | numbers | changes))
 
-    for name in NUMBERS:
-        x = float(getattr(loss, name))
-        numeric = (value(**{name: x + h}) - value(**{name: x - h})) / (2 * h)
+    for name, x in numbers.items():
+        numeric = (4 * value(**{name: x + h}) - value(**{name: x + 2 * h}) - 3 * value()) / (2 * h)
         np.testing.assert_allclose(getattr(slopes, name), numeric, rtol=1e-6, err_msg=name)
-    for name in ("margins", "class_weight"):
-        x = np.asarray(getattr(loss, name), np.float64)
-        numeric = [
-            (value(**{name: x + h * e}) - value(**{name: x - h * e})) / (2 * h) for e in np.eye(3)
-        ]
+    for name, x in arrays.items():
+        steps = h * np.eye(x.size).reshape(-1, *x.shape)
+        numeric = [(value(**{name: x + e}) - value(**{name: x - e})) / (2 * h) for e in steps]
+        numeric = np.reshape(numeric, x.shape)
         np.testing.assert_allclose(
             getattr(slopes, name), numeric, rtol=1e-5, atol=1e-8, err_msg=name
         )
+
+
+@pytest.mark.parametrize("form", ["integer", "sigmoid"])
+def test_smoothing_that_is_learned_from_0(jax, losses, form):
+    """As one-hot labels give: its slope, and what it does to the logits' gradient."""
+    labels, name, counts = FORMS[form]
+    soft = np.eye(3)[labels] if form == "integer" else labels
+    loss = getattr(losses, name)(*counts, scale=3.0)
+
+    @jax.jit
+    def slopes(smoothing, z, labels):
+        def of(smoothing, z):
+            return loss.replace(label_smoothing=smoothing)(z, labels)
+
+        return {
+            "slope": jax.grad(of)(smoothing, z),
+            "mapped": jax.vmap(jax.grad(of), (0, None))(smoothing[None], z),
+            "logits first": jax.jacrev(jax.grad(of, 1), 0)(smoothing, z),
+            "logits last": jax.jacrev(jax.grad(of, 0), 1)(smoothing, z),
+            "logits first, compiled": jax.jacrev(jax.jit(jax.grad(of, 1)), 0)(smoothing, z),
+            "forward mode": jax.jacfwd(jax.grad(of, 1), 0)(smoothing, z),
+        }
+
+    start = np.float32(0)
+    actual, expected = (slopes(start, LOGITS, y) for y in (labels, soft.astype(np.float32)))
+    for kind, slope in expected.items():
+        size = np.abs(slope).max()
+        assert size > 0.1
+        np.testing.assert_allclose(actual[kind] / size, slope / size, atol=1e-5, err_msg=kind)
 
 
 def test_learned_distributions_get_their_gradient(jax, losses):

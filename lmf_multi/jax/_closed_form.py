@@ -133,26 +133,26 @@ def _mixture_jvp(axis: int | None, primals: Any, tangents: Any) -> tuple[Array, 
     dz, _, _, *dparameters = tangents
     loss, grad = _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis)
     dloss = jnp.zeros_like(loss)
-    if not _is_symbolic_zero(dz):
+    if not is_symbolic_zero(dz):
         change = grad * dz.astype(grad.dtype)
         dloss += change if axis is None else change.sum(axis)
-    if not all(_is_symbolic_zero(d) for d in dparameters):
+    if not all(is_symbolic_zero(d) for d in dparameters):
 
         def value(Δ: Any, w: Any, a: Any, b: Any, γ: Any, s: Any) -> Array:
             return _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis, False)[0]
 
-        changes = jax.tree.map(_instantiate, tuple(dparameters), is_leaf=_is_symbolic_zero)
+        changes = jax.tree.map(_instantiate, tuple(dparameters), is_leaf=is_symbolic_zero)
         _, d = jax.jvp(value, (Δ, w, a, b, γ, s), changes)
         dloss += d
     return loss, dloss
 
 
-def _is_symbolic_zero(tangent: Any) -> bool:
+def is_symbolic_zero(tangent: Any) -> bool:
     return tangent is None or isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
 def _instantiate(tangent: Any) -> Any:
-    zero = tangent is not None and _is_symbolic_zero(tangent)
+    zero = tangent is not None and is_symbolic_zero(tangent)
     return jnp.zeros(tangent.shape, tangent.dtype) if zero else tangent
 
 

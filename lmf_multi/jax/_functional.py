@@ -3,6 +3,7 @@
 Hyper-parameters may be tracers; what cannot raise there gives NaN.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lmf_multi.jax._closed_form import is_class, mixture, weights
+from lmf_multi.jax._closed_form import is_class, is_symbolic_zero, mixture, weights
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     RULES,
@@ -414,8 +415,24 @@ def _by_smoothing(soft: bool, ε: Any, of_one_class: Any, of_all_classes: Any) -
     elif _is_zero(ε):
         loss = of_one_class()
     else:  # known at run time only
-        loss = jax.lax.cond(ε == 0, of_one_class, of_all_classes)
+        loss = jax.lax.cond(_is_constant_0(ε), of_one_class, of_all_classes)
     return loss
+
+
+@jax.custom_jvp
+def _is_constant_0(ε: Array) -> Array:
+    """Whether ε is 0 and nobody differentiates for it, of which the loss at the label knows nothing.
+
+    A second differentiation, for ε after another, still meets this rule.
+    """
+    return ε == 0
+
+
+@partial(_is_constant_0.defjvp, symbolic_zeros=True)
+def _is_constant_0_jvp(primals: Any, tangents: Any) -> tuple[Array, Any]:
+    constant = is_symbolic_zero(tangents[0])
+    is_0 = _is_constant_0(*primals) if constant else jnp.zeros_like(primals[0], bool)
+    return is_0, np.zeros(is_0.shape, jax.dtypes.float0)
 
 
 def _number(name: str, value: Any, dtype: Any) -> Any:
