@@ -225,15 +225,16 @@ def round_as_hardware():
 
 
 class Jax(Adapter):
-    """Pure functions and pytrees, under strict dtype promotion; float64 with x64 enabled.
+    """Pure functions and pytrees, under strict promotion; float64 with x64 enabled.
 
-    "operations" is jit without the CPU kernel.
+    "operations" is jit without the CPU kernel; "alarms" is eager without any jit, and an error
+    where an operation gives NaN or infinity of finite input.
     """
 
     framework = engine = "jax"
-    modes = ("eager", "jit", "operations", "vmap")
+    modes = ("eager", "alarms", "jit", "operations", "vmap")
     compiled_modes = modes  # even eager compiles each operation for its shapes
-    traced_modes = modes[1:]
+    traced_modes = modes[2:]
 
     def takes(self, plan):
         # functions give one value for each example

@@ -4,7 +4,7 @@
 run. Compiled functions are cached by ``call``, so that values alone never cost a compilation.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from unittest import mock
 
@@ -56,14 +56,32 @@ def torch_compiled(call):
 
 def jax_engine(call, parameters, arrays, dtypes, mode):
     jax = load("jax")
-    with jax.enable_x64(dtypes["z"] == "float64"), jax.numpy_dtype_promotion("strict"):
+    with jax.enable_x64(dtypes["z"] == "float64"), strict(jax):
         arrays = {
             k: jax.numpy.asarray(a.astype(jax.numpy.dtype(dtypes[k]))) for k, a in arrays.items()
         }
-        with without_kernel() if mode == "operations" else nullcontext():
+        changes = {"operations": without_kernel, "alarms": lambda: alarms(jax, arrays.values())}
+        with changes.get(mode, nullcontext)():
             value, grad = jax_function(call, mode)(parameters, arrays)
         names = value.dtype.name, grad.dtype.name
         return Result(*(np.asarray(a).astype(np.float64) for a in (value, grad)), *names)
+
+
+@contextmanager
+def strict(jax):
+    """What users set against surprises, without which nothing here runs."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@contextmanager
+def alarms(jax, arrays):
+    """Every operation by itself, and none may give NaN or infinity where the input has none."""
+    floats = [a for a in arrays if jax.numpy.issubdtype(a.dtype, jax.numpy.floating)]
+    finite = all(np.isfinite(np.asarray(a, np.float64)).all() for a in floats)
+    holds = all(a.dtype != "float16" for a in floats)  # which a gradient may leave
+    with jax.disable_jit(), jax.debug_nans(finite), jax.debug_infs(finite and holds):
+        yield
 
 
 def without_kernel(module="lmf_multi.jax._cpu"):
@@ -82,7 +100,7 @@ def jax_function(call, mode):
 
     if mode == "vmap":
         return jax.vmap(run, (None, 0))
-    return run if mode == "eager" else jax.jit(run)
+    return run if mode in ("eager", "alarms") else jax.jit(run)
 
 
 def tensorflow_engine(call, parameters, arrays, dtypes, mode):

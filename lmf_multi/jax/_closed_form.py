@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lmf_multi.jax._cpu import by_kernel, has_kernel_for
@@ -50,18 +51,28 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
     return x_y
 
 
+def by_class(vector: Array, ndim: int, axis: int) -> Array:
+    """(C,) along the class axis of ``ndim``, which users may forbid to be added silently."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
 def at_class(vector: Array, y: Array, axis: int) -> Array:
     """``vector[y]``; a gather from the vector itself refuses explicitly sharded labels."""
-    by_class = jnp.expand_dims(vector, range(1, 1 + y.ndim - axis))
     shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
-    return at_label(jnp.broadcast_to(by_class, shape), y, axis)
+    return at_label(jnp.broadcast_to(by_class(vector, y.ndim + 1, axis), shape), y, axis)
+
+
+def nan_where(bad: Array, x: Array) -> Array:
+    """x, or NaN: computed, since users may have NaN constants found that nobody selects."""
+    return x * jnp.sqrt(jnp.where(bad, -1, 1).astype(x.dtype))
 
 
 def weights(y: Array, masked: Array | None, w: Array | None, axis: int, dtype: Any) -> Array:
     """Each example's class weight: 0 for a masked one, NaN for an unknown label."""
     W = jnp.ones(y.shape, dtype) if w is None else at_class(w, jnp.maximum(y, 0), axis)
-    W = jnp.where(y < 0, jnp.nan, W)
-    return W if masked is None else jnp.where(masked, 0, W)
+    if masked is None:
+        return nan_where(y < 0, W)
+    return jnp.where(masked, 0, nan_where((y < 0) & ~masked, W))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -80,7 +91,7 @@ def _sums_jvp(axis: int, arrays: Any, tangents: Any) -> tuple[list[Array], list[
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _max_and_sum(x: Array, y: Array, axis: int) -> tuple[Array, Array]:
     """The maximum of x, whose gradient is stopped, and the sum of y over the classes."""
-    largest, total = _reduce((x, y), [-jnp.inf, 0.0], [jax.lax.max, jax.lax.add], axis)
+    largest, total = _reduce((x, y), [_IMPOSSIBLE, 0.0], [jax.lax.max, jax.lax.add], axis)
     return largest, total
 
 
@@ -202,7 +213,7 @@ def _one_class(
     is_y = is_class(y, z.shape[axis], axis)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
-    others = jnp.where(left_out, -jnp.inf, z)
+    others = jnp.where(left_out, _IMPOSSIBLE, z)
     M, z_y = _largest_and_labelled(others, z, y, axis)
     if masked is not None:
         z_y = jnp.where(masked, 0, z_y)
@@ -262,7 +273,7 @@ def _all_classes(
     """
     top = jnp.argmax(jax.lax.stop_gradient(z), axis)
     is_top = is_class(top, z.shape[axis], axis)
-    others = jnp.where(is_top, -jnp.inf, z)
+    others = jnp.where(is_top, _IMPOSSIBLE, z)
     M = jax.lax.stop_gradient(z).max(axis, keepdims=True)
     M_others = jnp.maximum(jax.lax.stop_gradient(others).max(axis, keepdims=True), -_LARGE)
     M_j = jnp.where(is_top, M_others, M)
@@ -298,9 +309,10 @@ def _sigmoid(
     """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
     if positive is None:
         sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
+        ω = sign * x[None]
     else:
         sign = jnp.where(positive, 1, -1).astype(x.dtype)
-    ω = sign * x
+        ω = sign * x
 
     losses, slopes = [], []
     if a is not None and Δ is not None:
@@ -374,11 +386,13 @@ def _tail(x: Array) -> tuple[Array, Array, Array]:
 
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.
 _LARGE = 1e18
+# Less than any maximum by as much, as -inf is, which users may have found where they gave none.
+_IMPOSSIBLE = -2 * _LARGE
 
 
 def _times(coefficient: Array, term: Array) -> Array:
     """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
-    nothing = (coefficient == 0) & (term == jnp.inf)
+    nothing = (coefficient == 0) & (term > np.finfo(term.dtype).max)
     return jnp.where(nothing, 0, coefficient * term)
 
 

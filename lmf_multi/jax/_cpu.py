@@ -125,6 +125,9 @@ _compiled = jax.jit(
 
 
 def _eager(*operands: Array, **settings: Any) -> Any:
+    config = cast(Any, jax.config)
+    if config.jax_debug_nans or config.jax_debug_infs:  # whose alarm names an operation
+        return _by_operations(*operands, **settings)
     with jax.disable_jit(False):  # a primitive is compiled by itself whatever the user asks for
         return _compiled(*operands, **settings)
 

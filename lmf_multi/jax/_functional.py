@@ -12,7 +12,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lmf_multi.jax._closed_form import is_class, is_symbolic_zero, mixture, weights
+from lmf_multi.jax._closed_form import (
+    by_class,
+    is_class,
+    is_symbolic_zero,
+    mixture,
+    nan_where,
+    weights,
+)
 from lmf_multi.spec import (
     PROBABILITY_SLACK,
     RULES,
@@ -235,11 +242,11 @@ def compute_loss(
     γ, s = _number("gamma", gamma, dtype), _number("scale", scale, dtype)
     ε = _number("label_smoothing", label_smoothing, dtype)
 
-    axis, masked = axis % z.ndim, None if mask is None else ~mask
-    C, by_class = z.shape[axis], [-1] + [1] * (z.ndim - 1 - axis)
+    axis, masked, C = axis % z.ndim, None if mask is None else ~mask, z.shape[axis]
+    Δ_by_class, w_by_class = (None if v is None else by_class(v, z.ndim, axis) for v in (Δ, w))
     if soft:
         q, presence = _soft_targets(y, axis, mask, dtype)
-        W = (q if w is None else q * w.reshape(by_class)).sum(axis)
+        W = (q if w_by_class is None else q * w_by_class).sum(axis)
     else:
         y = _targets(y, C, mask, mask_name)
         presence = weights(y, masked, None, axis, dtype)
@@ -255,11 +262,11 @@ def compute_loss(
         present = jnp.expand_dims(presence, axis)
         p = (1 - ε) * (q if soft else jnp.where(is_class(y, C, axis), present, 0))
         p += ε / C * present
-        share = p if w is None else p * w.reshape(by_class)
+        share = p if w_by_class is None else p * w_by_class
         a = None if _is_zero(α) else share * (α / by_weight)
         b = None if _is_zero(β) else share * (β / by_examples)
-        margins = None if Δ is None else Δ.reshape(by_class)
-        return mixture(jnp.where(present == 0, 0, z), None, None, margins, None, a, b, γ, s, axis)
+        others = None, None, Δ_by_class, None, a, b, γ, s, axis
+        return mixture(jnp.where(present == 0, 0, z), *others)
 
     return _by_smoothing(soft, ε, of_one_class, of_all_classes)
 
@@ -317,7 +324,7 @@ def compute_sigmoid_loss(
         return mixture(x, positive, None, margins, None, a, b, γ, s, None)
 
     def of_all_classes() -> Array:
-        q = ((1 - ε) * jnp.stack([1 - t, t]) + ε / 2) * presence
+        q = ((1 - ε) * jnp.stack([1 - t, t]) + ε / 2) * presence[None]
         share = q if w is None else q * w
         a = None if _is_zero(α) else share * (α / by_weight)
         b = None if _is_zero(β) else share * (β / by_examples)
@@ -350,8 +357,7 @@ def total_weight_and_examples(
         axis = axis % y.ndim
         _check_mask(mask, y.shape[:axis] + y.shape[axis + 1 :])
         q, presence = _soft_targets(y, axis, mask, dtype)
-        by_class = [-1] + [1] * (y.ndim - 1 - axis)
-        W = (q if w is None else q * w.reshape(by_class)).sum(axis)
+        W = (q if w is None else q * by_class(w, y.ndim, axis)).sum(axis)
     else:
         _check_mask(mask, y.shape)
         C = 2**31 - 1 if w is None else len(w)  # the loss itself checks the labels
@@ -397,10 +403,10 @@ def _sigmoid_targets(
     t = t.astype(dtype)
     t = t if where is None else jnp.where(where, t, 0)
     presence = jnp.ones_like(t) if where is None else where.astype(dtype)
-    if t.size and not isinstance(t, jax.core.Tracer):
-        check_probability_range(float(t.min()), float(t.max()), mask_name)
+    if known := _range_outside_a_trace(t):
+        check_probability_range(*known, mask_name)
     inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
-    return t, jnp.where(inside, presence, jnp.nan)
+    return t, nan_where(~inside, presence)
 
 
 def _sigmoid_weights(t: Array, presence: Array, w: Array | None) -> Array:
@@ -421,9 +427,9 @@ def _by_smoothing(soft: bool, ε: Any, of_one_class: Any, of_all_classes: Any) -
 
 @jax.custom_jvp
 def _is_constant_0(ε: Array) -> Array:
-    """Whether ε is 0 and nobody differentiates for it, of which the loss at the label knows nothing.
+    """Whether ε is 0 and nobody differentiates for it: the loss at the label knows nothing of it.
 
-    A second differentiation, for ε after another, still meets this rule.
+    A differentiation for ε that follows one for something else meets this rule still.
     """
     return ε == 0
 
@@ -445,7 +451,7 @@ def _number(name: str, value: Any, dtype: Any) -> Any:
             f"{name} must be a number, got shape {value.shape}; map over losses with jax.vmap"
         )
     value = value.astype(dtype)
-    return jnp.where(RULES[name][1](value) & jnp.isfinite(value), value, jnp.nan)
+    return nan_where(~(RULES[name][1](value) & jnp.isfinite(value)), value)
 
 
 def _is_zero(number: Any) -> bool:
@@ -463,9 +469,18 @@ def _targets(y: Array, C: int, where: Array | None, mask_name: str) -> Array:
     """Class indices, 0 for a masked example, -1 for one out of range."""
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # C may be too large for int8
     y = y if where is None else jnp.where(where, y, 0)
-    if y.size and not isinstance(lowest := y.min(), jax.core.Tracer):
-        check_label_range(int(lowest), int(y.max()), C, mask_name)
+    if known := _range_outside_a_trace(y):
+        check_label_range(*known, C, mask_name)
     return jnp.where((y >= 0) & (y < C), y, -1).astype(jnp.int32)
+
+
+def _range_outside_a_trace(labels: Array) -> tuple[Any, Any] | None:
+    """The smallest and the largest; inside a trace even those of an array from outside, which is
+    no tracer itself, cannot be known.
+    """
+    if labels.size == 0 or isinstance(lowest := labels.min(), jax.core.Tracer):
+        return None
+    return lowest.item(), labels.max().item()
 
 
 def _totals(W: Array, presence: Array, axis_name: Any) -> tuple[Array, Array]:
