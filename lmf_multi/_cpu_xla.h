@@ -1,7 +1,7 @@
 // What the kernel uses of XLA's C interface for custom calls (xla/ffi/api/c_api.h).
 //
 // Declared here, as building must not take JAX. The layout is that of versions 0.2 and 0.3 (JAX
-// 0.8 to 0.10). When a custom call is registered XLA asks for its version, and refuses one that it
+// 0.8.1 to 0.10). When a custom call is registered XLA asks for its version, and refuses one that it
 // does not support.
 
 #pragma once
