@@ -326,6 +326,106 @@ def test_a_mask_that_layers_pass_on(keras, losses):
     np.testing.assert_allclose(numpy(losses.LMFLoss(COUNTS)(y, predictions)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("eagerly", [False, True], ids=["compiled", "run_eagerly"])
+@pytest.mark.parametrize("name", ["LMFLoss", "SigmoidLMFLoss"])
+def test_masks_in_fit_and_evaluate(keras, losses, name, eagerly):
+    """Numbers and training are those of ``ignore_class``, whose numbers are the reference's."""
+    rng, counts = np.random.default_rng(0), [COUNTS]
+    tokens, y = rng.integers(1, 5, (8, 6)), rng.integers(0, 3, (8, 6))
+    tokens[:, 4:] = tokens[0, 1:] = 0
+    if name == "SigmoidLMFLoss":
+        counts, y = [COUNTS, COUNTS[::-1]], rng.integers(0, 2, (8, 6, 3))
+    ignored = np.where((tokens == 0).reshape(8, 6, *[1] * (y.ndim - 2)), -1, y)
+    paths = []
+    for mask_zero, labels in ((True, y), (False, ignored)):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Embedding(5, 4, mask_zero=mask_zero), keras.layers.Dense(3)]
+        model = keras.Sequential([keras.Input((6,)), *layers])
+        ignore_class = None if mask_zero else -1
+        loss = getattr(losses, name)(
+            *(counts if y.ndim > 2 else [counts]), ignore_class=ignore_class
+        )
+        model.compile("sgd", loss=loss, run_eagerly=eagerly)
+        options = {"batch_size": 8, "verbose": 0}
+        history = model.fit(tokens, labels, epochs=3, shuffle=False, **options).history["loss"]
+        paths.append([*history, model.evaluate(tokens, labels, **options)])
+        paths.append(model.get_weights()[-2])
+    assert paths[0][0] != paths[0][-1]
+    np.testing.assert_allclose(paths[0], paths[2], rtol=1e-5)
+    np.testing.assert_allclose(paths[1], paths[3], rtol=1e-5)
+    if name == "LMFLoss":
+        expected = reference.LMFLoss(COUNTS)(numpy(model(tokens)), y, where=tokens != 0)
+        np.testing.assert_allclose(paths[0][-1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "batch_mean", "sum", "none"])
+def test_call_gives_each_examples_loss(losses, reduction):
+    """Whatever the reduction, as ``keras.losses.Loss`` has it."""
+    each = reference.LMFLoss(COUNTS, reduction="none")(LOGITS, LABELS, where=LABELS != 1)
+    value = losses.LMFLoss(COUNTS, reduction=reduction, ignore_class=1).call(LABELS, LOGITS)
+    np.testing.assert_allclose(numpy(value), each, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ignore_class", [None, 1])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_subclass_that_overrides_call(keras, losses, weighted, masked, ignore_class):
+    """Its losses are reduced as Keras reduces; masks and ``ignore_class`` count as ever."""
+
+    class Twice(losses.LMFLoss):
+        def call(self, y_true, y_pred):
+            return 2 * super().call(y_true, y_pred)
+
+    predictions, valid = keras.ops.convert_to_tensor(LOGITS), np.ones(12, bool)
+    if masked:
+        valid = np.arange(12) % 5 != 2
+        predictions._keras_mask = keras.ops.convert_to_tensor(valid)
+    valid = valid & (ignore_class != LABELS)
+    each = 2 * reference.LMFLoss(COUNTS, reduction="none")(LOGITS, LABELS, where=valid)
+    weight = RNG.uniform(0, 2, 12).astype(np.float32) if weighted else None
+    each, total = (each * weight, (valid * weight).sum()) if weighted else (each, valid.sum())
+    expected = {
+        "sum_over_batch_size": each.sum() / valid.sum(),
+        "batch_mean": each.sum() / valid.sum(),
+        "mean_with_sample_weight": each.sum() / total,
+        "sum": each.sum(),
+        "none": each,
+    }
+    for reduction, number in expected.items():
+        loss = Twice(COUNTS, reduction=reduction, ignore_class=ignore_class)
+        value = loss(LABELS, predictions, sample_weight=weight)
+        np.testing.assert_allclose(numpy(value), number, rtol=1e-5, err_msg=reduction)
+
+
+def test_what_a_subclass_makes_of_its_losses(keras, losses):
+    """Tensors come in; one value for a whole example, a mask and one number may go out."""
+    y, z = LABELS.reshape(2, 6), LOGITS.reshape(2, 6, 3)
+    each = reference.LMFLoss(COUNTS, reduction="none")(z, y)
+
+    class PerRow(losses.LMFLoss):
+        def call(self, y_true, y_pred):
+            assert keras.ops.is_tensor(y_true) and keras.ops.is_tensor(y_pred)
+            return keras.ops.sum(super().call(y_true, y_pred), -1)
+
+    np.testing.assert_allclose(numpy(PerRow(COUNTS)(y, z)), each.sum(1).mean(), rtol=1e-5)
+    predictions = keras.ops.convert_to_tensor(z)
+    predictions._keras_mask = keras.ops.convert_to_tensor(np.arange(12).reshape(2, 6) >= 6)
+    value = PerRow(COUNTS)(y, predictions)
+    np.testing.assert_allclose(numpy(value), each[1].sum(), rtol=1e-5)
+
+    class Largest(losses.LMFLoss):
+        def call(self, y_true, y_pred):
+            return keras.ops.max(super().call(y_true, y_pred))
+
+    np.testing.assert_allclose(numpy(Largest(COUNTS)(y, z)), each.max(), rtol=1e-5)
+
+
+def test_a_sample_weight_for_each_class_is_refused(losses):
+    sentence = "sample_weight must have one value for each loss, of shape (12,), got shape (12, 3)"
+    with refuses(ValueError, sentence):
+        losses.LMFLoss(COUNTS)(LABELS, LOGITS, sample_weight=np.ones((12, 3), np.float32))
+
+
 def test_mean_with_sample_weight(losses):
     each = reference.LMFLoss(COUNTS, reduction="none")(LOGITS, LABELS)
     weight = RNG.uniform(0, 2, 12).astype(np.float32)

@@ -23,6 +23,8 @@ compute_loss: Callable[..., Any] = _core.compute_loss
 # the other cores check arrays by themselves
 check_given: Callable[..., None] = getattr(_core, "check_given", lambda **vectors: None)
 compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
+# of totals that one of TensorFlow's strategies may have split; elsewhere they are whole
+over_replicas: Callable[[list[Any]], list[Any]] = getattr(_core, "over_replicas", list)
 
 
 def lmf_loss(

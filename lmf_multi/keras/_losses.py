@@ -1,10 +1,12 @@
 """The losses as ``keras.losses.Loss``: arrays from class counts, remembered for ``lmf_loss``."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Self
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask  # JAX's tensors take no attribute
 
 from lmf_multi._constructors import (
     FocalConstructors,
@@ -19,7 +21,7 @@ from lmf_multi._constructors import (
     lmf_parameters,
     sigmoid_parameters,
 )
-from lmf_multi.keras._functional import compute_loss, compute_sigmoid_loss
+from lmf_multi.keras._functional import compute_loss, compute_sigmoid_loss, over_replicas
 from lmf_multi.spec import (
     Counts,
     Reduction,
@@ -28,16 +30,9 @@ from lmf_multi.spec import (
     check_reduction,
 )
 
-# Keras' names, and the sum that the core prepares for each; "batch_mean" is the other frameworks'.
-_REDUCTIONS: dict[str | None, Reduction] = {
-    "sum_over_batch_size": "mean",
-    "mean": "mean",
-    "batch_mean": "batch_mean",
-    "sum": "sum",
-    "mean_with_sample_weight": "none",
-    "none": "none",
-    None: "none",
-}
+# Keras' names, of which these are the other frameworks' "mean"; "batch_mean" is theirs.
+_MEANS = ("sum_over_batch_size", "mean")
+_REDUCTIONS = (*_MEANS, "batch_mean", "sum", "mean_with_sample_weight", "none", None)
 
 
 class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
@@ -57,7 +52,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         name: str | None,
         dtype: Any,
     ) -> None:
-        check_reduction(reduction, tuple(_REDUCTIONS))
+        check_reduction(reduction, _REDUCTIONS)
         ignore_class = check_ignored("ignore_class", ignore_class, or_none=True)
         super().__init__(name=name, dtype=dtype)
         self.reduction = reduction
@@ -78,19 +73,28 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
                 divide by what they divide by without it, as Keras does.
         """
         with keras.name_scope(self.name):
-            contributions, mask = self._contributions(y_true, y_pred)
-            return self._reduce(contributions, sample_weight, mask)
+            if type(self).call is _Loss.call:
+                is_divided = self.reduction in _MEANS
+                each, mask = self._each(y_true, y_pred, "mean" if is_divided else "none")
+            else:
+                is_divided = False
+                each, mask = self._each_of_subclass(y_true, y_pred)
+            return self._reduce(each, sample_weight, mask, is_divided)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Each example's contribution to the reduced loss."""
-        return self._contributions(y_true, y_pred)[0]
+        """Each example's loss (N, …), 0 for a masked one.
 
-    def _contributions(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        mask = getattr(y_pred, "_keras_mask", None)
+        A subclass may override it. What it returns is reduced as Keras reduces, so that ``"mean"``
+        is then ``"batch_mean"``: a term's own denominator is for the two terms of this class.
+        """
+        return self._each(y_true, y_pred, "none")[0]
+
+    def _each(self, y_true: Any, y_pred: Any, reduction: Reduction) -> tuple[Any, Any]:
+        """What each example contributes to the reduced loss, and the mask."""
         z = self._logits(y_pred)
         y = self._labels(y_true, z)
-        mask = self._mask(mask, y, z)
-        contributions = self._compute(
+        mask = self._mask(get_keras_mask(y_pred), y, z)
+        each = self._compute(
             z,
             y,
             self.margins,
@@ -103,9 +107,28 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
             axis=self.axis,
             where=mask,
             mask_name="ignore_class",
-            reduction=_REDUCTIONS[self.reduction],
+            reduction=reduction,
         )
-        return contributions, mask
+        return each, mask
+
+    def _each_of_subclass(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """What an overridden ``call`` makes of tensors, and the mask, with one that it sets."""
+        mask, y = get_keras_mask(y_pred), ops.convert_to_tensor(y_true)
+        z = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        if _is_float(y):  # integers stay, because half types would round class indices
+            y = ops.cast(y, self.dtype)
+        if mask is not None and z is not y_pred:
+            set_keras_mask(z, mask)
+        each = self.call(y, z)
+        y = y if self.ignore_class is None else self._labels(y, z)
+        masks = [m for m in (self._mask(mask, y, z), get_keras_mask(each)) if m is not None]
+        if not masks:
+            return each, None
+        mask = reduce(ops.logical_and, [ops.cast(m, "bool") for m in masks])
+        for _ in range(len(mask.shape) - len(each.shape)):  # one loss for several that may count
+            mask = ops.any(mask, -1)
+        mask = _like_examples(mask, each)
+        return ops.where(mask, each, ops.zeros_like(each)), mask
 
     def _logits(self, y_pred: Any) -> Any:
         if self.from_logits:
@@ -125,10 +148,9 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         y = ops.convert_to_tensor(y_true)
         if len(y.shape) == len(z.shape) and y.shape[self.axis] == 1 != z.shape[self.axis]:
             y = ops.squeeze(y, self.axis)
-        is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(y.dtype))
         if len(y.shape) == len(z.shape):
-            return y if is_float else ops.cast(y, "float32")
-        if is_float:
+            return y if _is_float(y) else ops.cast(y, "float32")
+        if _is_float(y):
             # data pipelines often hand class indices over as floats; a fraction is out of range
             y = ops.where(y == ops.floor(y), y, -ops.ones_like(y))
             y = ops.cast(y, "int32")
@@ -145,21 +167,24 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
             mask = valid if mask is None else ops.logical_and(ops.cast(mask, "bool"), valid)
         return None if mask is None else ops.cast(mask, "bool")
 
-    def _reduce(self, contributions: Any, sample_weight: Any, mask: Any) -> Any:
+    def _reduce(self, each: Any, sample_weight: Any, mask: Any, is_divided: bool) -> Any:
+        """The sum, over what the reduction divides by where the contributions are not divided."""
         if sample_weight is not None:
-            sample_weight = ops.convert_to_tensor(sample_weight, dtype=contributions.dtype)
-            sample_weight = _like_examples(sample_weight, contributions)
-            contributions = contributions * sample_weight
+            sample_weight = ops.convert_to_tensor(sample_weight, dtype=each.dtype)
+            sample_weight = _like_examples(sample_weight, each)
+            each = each * sample_weight
         if self.reduction in (None, "none"):
-            return contributions
-        total = ops.sum(contributions)
-        if self.reduction == "mean_with_sample_weight":
-            weights = ops.ones_like(contributions) if sample_weight is None else sample_weight
-            weights = weights * ops.ones_like(contributions)
-            if mask is not None:
-                weights = ops.where(mask, weights, ops.zeros_like(weights))
-            total = ops.divide_no_nan(total, _over_replicas(ops.sum(weights)))
-        return total
+            return each
+        total = ops.sum(each)
+        if is_divided or self.reduction == "sum":
+            return total
+        shares = ops.ones_like(each)
+        if self.reduction == "mean_with_sample_weight" and sample_weight is not None:
+            shares = shares * sample_weight
+        if mask is not None:
+            shares = ops.where(mask, shares, ops.zeros_like(shares))
+        (divisor,) = over_replicas([ops.sum(shares)])
+        return ops.divide_no_nan(total, divisor)
 
     def set_class_weight(self, class_weight: Weights) -> None:
         """Replace the class weights; a step that Keras has traced keeps the old ones.
@@ -193,21 +218,22 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         return cls(**config)
 
 
-def _over_replicas(total: Any) -> Any:
-    """The whole batch's total where one of TensorFlow's strategies has split it."""
-    if keras.backend.backend() != "tensorflow":
-        return total
-    from lmf_multi.keras._tensorflow import over_replicas
-
-    return over_replicas([total])[0]
+def _is_float(tensor: Any) -> bool:
+    return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))
 
 
-def _like_examples(sample_weight: Any, contributions: Any) -> Any:
-    """A weight for each example of the batch, or for each of its pixels, in the losses' rank."""
-    shape, rank = tuple(sample_weight.shape), len(contributions.shape)
-    if len(shape) == rank + 1 and shape[-1] == 1:
-        return ops.squeeze(sample_weight, -1)
-    return ops.reshape(sample_weight, (-1, *shape[1:], *[1] * (rank - len(shape))))
+def _like_examples(values: Any, each: Any) -> Any:
+    """A value for each example of the batch, or for each of its pixels, in the losses' rank."""
+    if len(values.shape) == len(each.shape) + 1 and values.shape[-1] in (1, None):
+        values = ops.squeeze(values, -1)
+    if len(values.shape) > len(each.shape):
+        raise ValueError(
+            f"sample_weight must have one value for each loss, of shape {tuple(each.shape)}, "
+            f"got shape {tuple(values.shape)}"
+        )
+    for _ in range(len(each.shape) - len(values.shape)):
+        values = ops.expand_dims(values, -1)
+    return values
 
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
