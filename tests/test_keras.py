@@ -279,6 +279,130 @@ def test_a_probability_of_0_is_an_impossible_class(losses):
     np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
 
 
+# --- shapes that TensorFlow does not know while it traces
+
+only_tensorflow = pytest.mark.skipif(
+    KERAS_BACKEND != "tensorflow", reason="runs with Keras on tensorflow"
+)
+
+
+def traced(loss, arrays, jit, rank=True):
+    """Value and gradient of a graph, traced for the arrays' dtypes and no more than their ranks."""
+    tf = load("tensorflow")
+    arrays = [tf.constant(array) for array in arrays]
+    shapes = [[None] * len(array.shape) if rank else None for array in arrays]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(s, a.dtype) for s, a in zip(shapes, arrays, strict=True)],
+        jit_compile=jit,
+        autograph=False,
+    )
+    def step(z, y, *sample_weight):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = loss(y, z, *sample_weight)
+        return value, tape.gradient(value, z)
+
+    return [result.numpy() for result in step(*arrays)]
+
+
+def untraced(loss, z, y, *sample_weight):
+    tf = load("tensorflow")
+    z = tf.constant(z)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = loss(y, z, *sample_weight)
+    return [value.numpy(), tape.gradient(value, z).numpy()]
+
+
+def cases_of_unknown_shape():
+    pixels, maps = LOGITS.reshape(2, 3, 2, 3), LABELS.reshape(2, 3, 2)
+    first = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+    one_hot = np.eye(3)[LABELS]
+    column, square = LABELS[:, None], LABELS[:3, None]
+    t, one_label = np.eye(3, dtype=int)[LABELS], {"positive_counts": 1, "negative_counts": 625}
+    return {
+        "sparse": ("LMFLoss", {}, LOGITS, LABELS),
+        "(N, 1)": ("LMFLoss", {}, LOGITS, column),
+        "(N, 1), N = C": ("LMFLoss", {}, LOGITS[:3], square),
+        "(1, 1)": ("LMFLoss", {}, LOGITS[:1], column[1:2]),
+        "(N, 1) of floats": ("LMFLoss", {}, LOGITS, column.astype("float32")),
+        "(N, 1) without weights": ("FocalLoss", {"class_counts": None}, LOGITS, column),
+        "(N, 1) smoothed": ("LMFLoss", {"label_smoothing": 0.1}, LOGITS, column),
+        "(N, 1) with ignore_class": ("LMFLoss", {"ignore_class": 1}, LOGITS, column),
+        "one-hot": ("LMFLoss", {}, LOGITS, one_hot.astype("float32")),
+        "one-hot integers": ("LMFLoss", {}, LOGITS, one_hot.astype(int)),
+        "soft": ("LDAMLoss", {}, LOGITS, (0.8 * one_hot + 0.1).astype("float32")),
+        "pixels": ("LMFLoss", {}, pixels, maps),
+        "pixels (N, H, W, 1)": ("LMFLoss", {}, pixels, maps[..., None]),
+        "channels first": ("LMFLoss", {"axis": 1}, first, maps),
+        "channels first (N, 1, H, W)": ("LMFLoss", {"axis": 1}, first, maps[:, None]),
+        "weights": ("LMFLoss", {}, LOGITS, LABELS, np.linspace(0, 2, 12, dtype="float32")),
+        "weights (N, 1)": ("LMFLoss", {}, LOGITS, LABELS, np.linspace(0, 2, 12)[:, None]),
+        "weights of images": ("LMFLoss", {}, pixels, maps, np.array([0.5, 2], "float32")),
+        "weights of pixels": ("LMFLoss", {}, pixels, maps, np.linspace(0, 2, 12).reshape(2, 3, 2)),
+        "sigmoid": ("SigmoidLMFLoss", {}, LOGITS, t),
+        "sigmoid, (N,) and (N, 1)": ("SigmoidLMFLoss", one_label, LOGITS[:, :1], t[:, 0]),
+        "sigmoid, (N, 1) and (N,)": ("SigmoidLMFLoss", one_label, LOGITS[:, 0], t[:, :1]),
+        "sigmoid, weights": ("SigmoidLMFLoss", {}, LOGITS, t, np.linspace(0, 2, 12)),
+    }
+
+
+@only_tensorflow
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("form", cases_of_unknown_shape())
+def test_shapes_that_tracing_does_not_know(losses, form, jit):
+    """What has another form by its shape has the eager value and gradient."""
+    name, options, *arrays = cases_of_unknown_shape()[form]
+    counts = {"class_counts": COUNTS}
+    if name == "SigmoidLMFLoss":
+        counts = {"positive_counts": COUNTS, "negative_counts": COUNTS[::-1]}
+    loss = getattr(losses, name)(**(counts | options))
+    for value, expected in zip(traced(loss, arrays, jit), untraced(loss, *arrays), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@only_tensorflow
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_labels_out_of_range_whose_shape_tracing_does_not_know(losses, jit):
+    loss = losses.LMFLoss(COUNTS, reduction="none")
+    value, grad = traced(loss, [LOGITS[:3], np.array([[0], [3], [1]])], jit)
+    np.testing.assert_array_equal(np.isnan(value), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(grad).all(1), [False, True, False])
+
+
+@only_tensorflow
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_shapes_that_disagree_when_the_graph_runs(losses, jit):
+    """Of as many elements, or of sizes that broadcasting would take; margins of another size."""
+    error = load("tensorflow").errors.InvalidArgumentError
+    said = "labels_must_have_shape" if jit else r"labels must have shape\] \[2 6\] \[got\] \[6 2\]"
+    loss, pixels = losses.LMFLoss(COUNTS), LOGITS.reshape(2, 6, 3)
+    with pytest.raises(error, match=said):
+        traced(loss, [pixels, LABELS.reshape(6, 2)], jit)
+    soft = np.eye(3, dtype="float32")[LABELS]
+    with pytest.raises(error, match=r"labels.must.have.shape"):
+        traced(loss, [LOGITS, soft[:1]], jit)
+    label = losses.SigmoidLMFLoss(3, 9)
+    with pytest.raises(error, match=r"labels.must.have.shape"):
+        traced(label, [LOGITS, np.eye(3, dtype=int)[LABELS][:, :1]], jit)
+    with pytest.raises(error, match="is not compatible with expected shape"):
+        traced(loss, [LOGITS[:, :2], LABELS % 2], jit)
+    labels = losses.SigmoidLMFLoss(COUNTS, COUNTS)
+    with pytest.raises(error, match="is not compatible with expected shape"):
+        traced(labels, [LOGITS[:, :1], LABELS[:, None] % 2], jit)
+
+
+@only_tensorflow
+def test_an_unknown_number_of_axes_is_refused(losses):
+    sentence = (
+        "predictions must have a known number of axes while a graph is traced, "
+        "got shape <unknown>; give it one with tf.ensure_shape"
+    )
+    with refuses(ValueError, sentence):
+        traced(losses.LMFLoss(COUNTS), [LOGITS, LABELS], jit=False, rank=False)
+
+
 # --- short rows, which TensorFlow's XLA gets in another form than long ones
 
 
@@ -314,6 +438,43 @@ def test_labels_that_32_bits_would_wrap(mode):
     np.testing.assert_array_equal(np.isnan(value), [False, True, False])
 
 
+def forms_of_each_loss():
+    one_hot, p = np.eye(3, dtype="float32")[LABELS], np.exp(LOGITS)
+    p = (p / p.sum(1, keepdims=True)).astype("float32")
+    return {
+        "integer": ("LMFLoss", {}, 1000 * LOGITS, LABELS),
+        "masked": ("LMFLoss", {"ignore_class": 1}, LOGITS, LABELS),
+        "cross-entropy": ("FocalLoss", {"gamma": 0.0}, LOGITS, LABELS),
+        "many classes": ("FocalLoss", {"class_counts": None}, LOGITS.reshape(1, 36), LABELS[:1]),
+        "smoothed": ("LDAMLoss", {"label_smoothing": 0.1}, LOGITS, LABELS),
+        "one-hot": ("LMFLoss", {}, 1000 * LOGITS, one_hot),
+        "axis 0": ("LMFLoss", {"axis": 0}, LOGITS.T.copy(), LABELS),
+        "probabilities": ("LMFLoss", {"from_logits": False}, p, LABELS),
+        "sigmoid": ("SigmoidLMFLoss", {}, 1000 * LOGITS, one_hot.astype(int)),
+        "sigmoid, soft": ("SigmoidLMFLoss", {}, LOGITS, one_hot / 2),
+        "sigmoid, masked": ("SigmoidLMFLoss", {"ignore_class": 0}, LOGITS, one_hot.astype(int)),
+        "sigmoid, probabilities": ("SigmoidLMFLoss", {"from_logits": False}, p, one_hot),
+    }
+
+
+@only_tensorflow
+@pytest.mark.parametrize("form", forms_of_each_loss())
+def test_no_alarm_on_finite_input(losses, form):
+    """``tf.debugging.enable_check_numerics`` looks at what every operation gives; XLA has none."""
+    name, options, z, y = forms_of_each_loss()[form]
+    by_label = {"positive_counts": COUNTS, "negative_counts": COUNTS[::-1]}
+    counts = by_label if name == "SigmoidLMFLoss" else {"class_counts": COUNTS}
+    loss, debugging = getattr(losses, name)(**(counts | options)), load("tensorflow").debugging
+    expected = untraced(loss, z, y)
+    debugging.enable_check_numerics()
+    try:
+        for found in (untraced(loss, z, y), traced(loss, [z, y], jit=False)):
+            np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+            np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-7)
+    finally:
+        debugging.disable_check_numerics()
+
+
 # --- masks and reductions of Keras' own
 
 
@@ -341,10 +502,7 @@ def test_masks_in_fit_and_evaluate(keras, losses, name, eagerly):
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Embedding(5, 4, mask_zero=mask_zero), keras.layers.Dense(3)]
         model = keras.Sequential([keras.Input((6,)), *layers])
-        ignore_class = None if mask_zero else -1
-        loss = getattr(losses, name)(
-            *(counts if y.ndim > 2 else [counts]), ignore_class=ignore_class
-        )
+        loss = getattr(losses, name)(*counts, ignore_class=None if mask_zero else -1)
         model.compile("sgd", loss=loss, run_eagerly=eagerly)
         options = {"batch_size": 8, "verbose": 0}
         history = model.fit(tokens, labels, epochs=3, shuffle=False, **options).history["loss"]

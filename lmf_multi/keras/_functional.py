@@ -25,6 +25,20 @@ check_given: Callable[..., None] = getattr(_core, "check_given", lambda **vector
 compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
 # of totals that one of TensorFlow's strategies may have split; elsewhere they are whole
 over_replicas: Callable[[list[Any]], list[Any]] = getattr(_core, "over_replicas", list)
+# of sizes that are not known yet, which only TensorFlow has
+squeeze: Callable[[Any, int], Any] = getattr(_core, "squeeze", ops.squeeze)
+sparse_or_soft: Callable[..., Any] = getattr(_core, "sparse_or_soft", ops.convert_to_tensor)
+
+
+def as_tensor(name: str, values: Any, dtype: Any = None) -> Any:
+    """A tensor, of a rank that is known while TensorFlow traces."""
+    tensor = ops.convert_to_tensor(values, dtype=dtype)
+    if getattr(tensor.shape, "rank", 0) is None:
+        raise ValueError(
+            f"{name} must have a known number of axes while a graph is traced, "
+            "got shape <unknown>; give it one with tf.ensure_shape"
+        )
+    return tensor
 
 
 def lmf_loss(
@@ -72,8 +86,8 @@ def lmf_loss(
     """
     check_given(margins=margins, class_weight=class_weight)
     return compute_loss(
-        ops.convert_to_tensor(logits),
-        ops.convert_to_tensor(labels),
+        as_tensor("logits", logits),
+        as_tensor("labels", labels),
         margins,
         class_weight,
         alpha,
@@ -82,7 +96,7 @@ def lmf_loss(
         scale,
         label_smoothing,
         axis=axis,
-        where=None if where is None else ops.convert_to_tensor(where),
+        where=None if where is None else as_tensor("where", where),
         mask_name="where",
         reduction="none",
     )
@@ -181,8 +195,8 @@ def sigmoid_lmf_loss(
     """
     check_given(margins=margins, class_weight=class_weight)
     return compute_sigmoid_loss(
-        ops.convert_to_tensor(logits),
-        ops.convert_to_tensor(labels),
+        as_tensor("logits", logits),
+        as_tensor("labels", labels),
         margins,
         class_weight,
         alpha,
@@ -191,7 +205,7 @@ def sigmoid_lmf_loss(
         scale,
         label_smoothing,
         axis=axis,
-        where=None if where is None else ops.convert_to_tensor(where),
+        where=None if where is None else as_tensor("where", where),
         mask_name="where",
         reduction="none",
     )

@@ -21,7 +21,14 @@ from lmf_multi._constructors import (
     lmf_parameters,
     sigmoid_parameters,
 )
-from lmf_multi.keras._functional import compute_loss, compute_sigmoid_loss, over_replicas
+from lmf_multi.keras._functional import (
+    as_tensor,
+    compute_loss,
+    compute_sigmoid_loss,
+    over_replicas,
+    sparse_or_soft,
+    squeeze,
+)
 from lmf_multi.spec import (
     Counts,
     Reduction,
@@ -113,8 +120,8 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
 
     def _each_of_subclass(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """What an overridden ``call`` makes of tensors, and the mask, with one that it sets."""
-        mask, y = get_keras_mask(y_pred), ops.convert_to_tensor(y_true)
-        z = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        mask, y = get_keras_mask(y_pred), as_tensor("labels", y_true)
+        z = as_tensor("predictions", y_pred, self.dtype)
         if _is_float(y):  # integers stay, because half types would round class indices
             y = ops.cast(y, self.dtype)
         if mask is not None and z is not y_pred:
@@ -132,23 +139,27 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
 
     def _logits(self, y_pred: Any) -> Any:
         if self.from_logits:
-            return ops.convert_to_tensor(y_pred, dtype=self.dtype)
+            return as_tensor("predictions", y_pred, self.dtype)
         # Keras' softmax leaves its input on its output where the backend's tensors allow it: exact
         # also where a probability has underflowed
         logits = getattr(y_pred, "_keras_logits", None)
         if logits is not None:
-            return ops.convert_to_tensor(logits, dtype=self.dtype)
-        p = ops.convert_to_tensor(y_pred, dtype=self.dtype)
-        impossible = p == 0
-        # the inner where keeps 1 / 0 out of the gradient
-        log_p = ops.log(ops.where(impossible, ops.ones_like(p), p))
-        return ops.where(impossible, ops.full_like(p, -float("inf")), log_p)
+            return as_tensor("predictions", logits, self.dtype)
+        p = as_tensor("predictions", y_pred, self.dtype)
+        # where keeps 1 / 0 out of the gradient
+        log_p = ops.log(ops.where(p == 0, ops.ones_like(p), p))
+        return log_p - _infinite(p == 0, p.dtype)
 
     def _labels(self, y_true: Any, z: Any) -> Any:
-        y = ops.convert_to_tensor(y_true)
-        if len(y.shape) == len(z.shape) and y.shape[self.axis] == 1 != z.shape[self.axis]:
-            y = ops.squeeze(y, self.axis)
-        if len(y.shape) == len(z.shape):
+        y = as_tensor("labels", y_true)
+        is_sparse, rank = len(y.shape) != len(z.shape), len(z.shape)
+        if not is_sparse and -rank <= self.axis < rank:
+            size = y.shape[self.axis]
+            if size is None and self.ignore_class is None:
+                return sparse_or_soft(y, z, self.axis)
+            is_sparse = size is None or size == 1 != z.shape[self.axis]
+            y = squeeze(y, self.axis) if is_sparse else y
+        if not is_sparse:
             return y if _is_float(y) else ops.cast(y, "float32")
         if _is_float(y):
             # data pipelines often hand class indices over as floats; a fraction is out of range
@@ -170,7 +181,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
     def _reduce(self, each: Any, sample_weight: Any, mask: Any, is_divided: bool) -> Any:
         """The sum, over what the reduction divides by where the contributions are not divided."""
         if sample_weight is not None:
-            sample_weight = ops.convert_to_tensor(sample_weight, dtype=each.dtype)
+            sample_weight = as_tensor("sample_weight", sample_weight, each.dtype)
             sample_weight = _like_examples(sample_weight, each)
             each = each * sample_weight
         if self.reduction in (None, "none"):
@@ -218,6 +229,11 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         return cls(**config)
 
 
+def _infinite(condition: Any, dtype: Any) -> Any:
+    """Infinity where a condition holds, else 0: a constant would set off TensorFlow's alarms."""
+    return 1 / ops.cast(ops.logical_not(condition), dtype) - 1
+
+
 def _is_float(tensor: Any) -> bool:
     return bool(keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)))
 
@@ -225,7 +241,7 @@ def _is_float(tensor: Any) -> bool:
 def _like_examples(values: Any, each: Any) -> Any:
     """A value for each example of the batch, or for each of its pixels, in the losses' rank."""
     if len(values.shape) == len(each.shape) + 1 and values.shape[-1] in (1, None):
-        values = ops.squeeze(values, -1)
+        values = squeeze(values, -1)
     if len(values.shape) > len(each.shape):
         raise ValueError(
             f"sample_weight must have one value for each loss, of shape {tuple(each.shape)}, "
@@ -418,19 +434,19 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     def _logits(self, y_pred: Any) -> Any:
         if self.from_logits or getattr(y_pred, "_keras_logits", None) is not None:
             return super()._logits(y_pred)
-        p = ops.convert_to_tensor(y_pred, dtype=self.dtype)
-        certain = (p == 0) | (p == 1)
-        # the inner where keeps 1 / 0 out of the gradient
-        inner = ops.where(certain, ops.full_like(p, 0.5), p)
-        infinite = ops.where(p == 0, ops.full_like(p, -float("inf")), float("inf"))
-        return ops.where(certain, infinite, ops.log(inner) - ops.log1p(-inner))
+        p = as_tensor("predictions", y_pred, self.dtype)
+        # where keeps 1 / 0 out of the gradient
+        inner = ops.where((p == 0) | (p == 1), ops.full_like(p, 0.5), p)
+        log_odds = ops.log(inner) - ops.log1p(-inner)
+        return log_odds + _infinite(p == 1, p.dtype) - _infinite(p == 0, p.dtype)
 
     def _labels(self, y_true: Any, z: Any) -> Any:
-        t, rank = ops.convert_to_tensor(y_true), len(z.shape)
-        if len(t.shape) == rank - 1 and z.shape[-1] == 1:
+        t, rank = as_tensor("labels", y_true), len(z.shape)
+        # a size that is not known yet can only be 1 here; the core looks once it is known
+        if len(t.shape) == rank - 1 and z.shape[-1] in (1, None):
             t = ops.expand_dims(t, -1)
-        elif len(t.shape) == rank + 1 and t.shape[-1] == 1:
-            t = ops.squeeze(t, -1)
+        elif len(t.shape) == rank + 1 and t.shape[-1] in (1, None):
+            t = squeeze(t, -1)
         return t
 
     def _mask(self, mask: Any, y: Any, z: Any) -> Any:

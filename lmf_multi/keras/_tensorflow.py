@@ -57,6 +57,9 @@ def compute_loss(
     )
 
     axis = axis % len(z.shape)
+    z = _of_classes(z, axis, [v.shape[0] for v in (Δ, w) if v is not None])
+    y = _agreeing("labels", y, z, None if soft else axis)
+    where = None if where is None else _agreeing("where", where, z, axis)
     shape = _sizes(z)
     C = shape.pop(axis)
     if axis == len(shape):  # all examples along one axis: XLA's loops over several are slower
@@ -127,6 +130,9 @@ def compute_sigmoid_loss(
         None if where is None else (tuple(where.shape), where.dtype),
     )
 
+    x = _of_classes(x, axis, [v.shape[0] for v in (Δ, w) if v is not None and len(v.shape) == 2])
+    t = _agreeing("labels", t, x)
+    where = None if where is None else _agreeing("where", where, x)
     Δ, w = (None if v is None else _by_label(v, len(x.shape), axis) for v in (Δ, w))
     t, presence = _sigmoid_targets(t, where, mask_name, dtype)
     W = presence if w is None else presence * ((1 - t) * w[0] + t * w[1])
@@ -153,6 +159,52 @@ def _on_host(vector: Any) -> Any:
     return vector.numpy() if readable and "CPU" in vector.device else vector
 
 
+def squeeze(x: tf.Tensor, axis: int) -> tf.Tensor:
+    """Without an axis of 1, told when a graph runs if that is not known; Keras' refuses that."""
+    return tf.squeeze(x, [axis])
+
+
+def sparse_or_soft(y: tf.Tensor, z: tf.Tensor, axis: int) -> tf.Tensor:
+    """Distributions for labels of the logits' rank, of which no one knows yet if they are sparse.
+
+    By broadcasting, because XLA compiles both branches of a condition, of which one cannot be.
+    """
+    dtype = tf.float64 if y.dtype == tf.float64 else tf.float32
+    sizes = [1] * len(z.shape)
+    sizes[axis] = tf.shape(z)[axis]
+    is_sparse, y = tf.shape(y)[axis] == 1, tf.cast(y, dtype)
+    is_y = y == tf.cast(tf.reshape(tf.range(sizes[axis]), sizes), dtype)
+    is_label = tf.reduce_any(is_y, axis, keepdims=True) | ~is_sparse
+    return tf.where(is_sparse, tf.cast(is_y, dtype), y) / _one_or_nan(is_label, dtype)
+
+
+def _of_classes(z: tf.Tensor, axis: int, counts: list[int | None]) -> tf.Tensor:
+    """The logits, with the number of classes that the vectors tell where a trace does not."""
+    if not counts or z.shape[axis] is not None:
+        return z
+    sizes = z.shape.as_list()
+    sizes[axis] = counts[0]
+    return tf.ensure_shape(z, sizes)
+
+
+def _agreeing(name: str, x: tf.Tensor, z: tf.Tensor, without: int | None = None) -> tf.Tensor:
+    """``x``, of the logits' shape without an axis: if tracing cannot tell, told when a graph runs.
+
+    An assertion has the words; XLA leaves it out, but not a shape that cannot be.
+    """
+    static = [n for i, n in enumerate(z.shape) if i != without]
+    if None not in (*static, *x.shape):
+        return x  # the checks have seen them
+    expected = tf.stack([n for i, n in enumerate(_sizes(z)) if i != without])
+    agrees = tf.reduce_all(tf.shape(x) == expected)
+    rule = f"{name} must have shape"
+    said = tf.raw_ops.Assert(condition=agrees, data=[rule, expected, "got", tf.shape(x)])
+    with tf.control_dependencies([said]), tf.name_scope(rule.replace(" ", "_")):
+        x, shape = tf.reshape(x, tf.where(agrees, expected, -2)), x.shape
+    x.set_shape(shape.merge_with(static))
+    return x
+
+
 def _by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
     """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
     if len(vector.shape) == 1:
@@ -172,7 +224,7 @@ def _sigmoid_targets(
         smallest, largest = float(tf.reduce_min(t)), float(tf.reduce_max(t))
         check_probability_range(smallest, largest, mask_name)
     inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
-    return t, tf.where(inside, presence, _constant("nan", dtype))
+    return t, presence / _one_or_nan(inside, dtype)
 
 
 def _is_class(y: tf.Tensor, C: Any, axis: int) -> tf.Tensor:
@@ -195,7 +247,7 @@ def _weights(
 ) -> tf.Tensor:
     """Each example's class weight: 0 for a masked one, NaN for an unknown label."""
     W = tf.ones_like(y, dtype) if w is None else tf.gather(w, tf.maximum(y, 0))
-    W = tf.where(y < 0, _constant("nan", dtype), W)
+    W = W / _one_or_nan(y >= 0, dtype)
     return W if masked is None else tf.where(masked, _constant(0, dtype), W)
 
 
@@ -300,13 +352,12 @@ def _one_class(
     """Loss of the labelled class alone, and its gradient."""
     W, y = _weights(y, masked, w, z.dtype), tf.maximum(y, 0)
     is_y, z_y = _is_class(y, tf.shape(z)[axis], axis), _at_class(z, y, axis)
-    others = tf.where(is_y, _constant("-inf", z.dtype), z)
-    M = _at_least(_max_of_others(z, is_y, axis), -_LARGE)
+    M, left_out = _max_of_others(z, is_y, axis), is_y
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
         z_y, M = (tf.where(masked, _constant(0, z.dtype), v) for v in (z_y, M))
-        others = tf.where(tf.expand_dims(masked, axis), _constant("-inf", z.dtype), others)
-    x = others - tf.expand_dims(M, axis)
+        left_out = is_y | tf.expand_dims(masked, axis)
+    x = tf.where(left_out, _constant(-_LARGE, z.dtype), z - tf.expand_dims(M, axis))
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
@@ -336,8 +387,8 @@ def _at_class(z: tf.Tensor, y: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def _max_of_others(z: tf.Tensor, is_y: tf.Tensor, axis: int) -> tf.Tensor:
-    """The largest logit beside the labelled one, -inf if there is none."""
-    z, nothing = tf.stop_gradient(z), _constant("-inf", z.dtype)
+    """The largest logit beside the labelled one, -_LARGE if no other class is possible."""
+    z, nothing = tf.stop_gradient(z), _constant(-_LARGE, z.dtype)
     if not _few(z, axis):
         return tf.reduce_max(tf.where(is_y, nothing, z), axis)
     integers = tf.int64 if z.dtype == tf.float64 else tf.int32
@@ -380,10 +431,12 @@ def _all_classes(
     """
     top = tf.argmax(tf.stop_gradient(z), axis)
     is_top = _is_class(top, tf.shape(z)[axis], axis)
-    others = tf.where(is_top, _constant("-inf", z.dtype), z)
+    nothing = _constant(-_LARGE, z.dtype)
     M = tf.reduce_max(tf.stop_gradient(z), axis, keepdims=True)
-    M_others = _at_least(tf.reduce_max(tf.stop_gradient(others), axis, keepdims=True), -_LARGE)
-    x, x_others, M_j = z - M, others - M_others, tf.where(is_top, M_others, M)
+    others = tf.where(is_top, nothing, tf.stop_gradient(z))
+    M_others = tf.reduce_max(others, axis, keepdims=True)
+    x, x_others = z - M, tf.where(is_top, nothing, z - M_others)
+    M_j = tf.where(is_top, M_others, M)
 
     losses, grads = [], []
     if a is not None and Δ is not None:
@@ -498,7 +551,8 @@ def _tail(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     return ahead, root, u, tf.math.log1p(u)
 
 
-# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+# Beyond every log-odds that matters, and small enough for products with it to stay finite; it is
+# what -inf would be, which sets off TensorFlow's alarms.
 _LARGE = 1e18
 
 
@@ -519,6 +573,12 @@ def _sum(terms: list[tf.Tensor]) -> tf.Tensor:
 
 def _constant(value: Any, dtype: tf.DType) -> tf.Tensor:
     return tf.constant(float(value), dtype)
+
+
+def _one_or_nan(holds: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """1, or NaN where something does not hold: a constant would set off alarms where all does."""
+    one = tf.cast(holds, dtype)
+    return one / one
 
 
 def _at_least(x: tf.Tensor, bound: float) -> tf.Tensor:
