@@ -431,7 +431,14 @@ for reduction in ("sum_over_batch_size", "batch_mean", "sum", "mean_with_sample_
         x, y = X.astype("float32"), Y.astype("int32")
         model.fit(x, y, batch_size=16, epochs=1, shuffle=False, verbose=0, sample_weight=weight)
         grad = KERNEL.astype("float32") - model.layers[-1].get_weights()[0]
-        results[f"{reduction} {weighted}"] = grad.tolist()
+        model.layers[-1].set_weights([KERNEL])
+        model.optimizer.learning_rate = 0.0
+        # two batches, and on two replicas four, four, four and three examples
+        weight = None if weight is None else weight[:15]
+        options = {"batch_size": 8, "sample_weight": weight, "verbose": 0}
+        uneven = model.fit(x[:15], y[:15], shuffle=False, **options).history["loss"]
+        uneven += [model.evaluate(x[:15], y[:15], **options)]
+        results[f"{reduction} {weighted}"] = [grad.tolist(), uneven]
 print(json.dumps(results))
 """
 MIRRORED = """
@@ -462,8 +469,12 @@ def test_keras_distribution(backend, prepare):
     results = of_another_process(KERAS_FIT.replace("PREPARE", prepare.strip()), **options)
     single = of_another_process(KERAS_FIT.replace("PREPARE", "model = compiled()"))
     assert results.keys() == single.keys() and len(single) == 8
-    for name, grad in results.items():
-        np.testing.assert_allclose(grad, single[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name, (grad, uneven) in results.items():
+        np.testing.assert_allclose(grad, single[name][0], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(uneven, single[name][1], rtol=1e-5, err_msg=name)
     for name, reduction in (("sum_over_batch_size", "mean"), ("batch_mean", "batch_mean")):
-        expected = whole_batch(reduction)[1]
-        np.testing.assert_allclose(results[f"{name} False"], expected, rtol=1e-4, atol=1e-6)
+        grad, uneven = results[f"{name} False"]
+        np.testing.assert_allclose(grad, whole_batch(reduction)[1], rtol=1e-4, atol=1e-6)
+        parts = [(whole_batch(reduction, X[p], Y[p])[0], p) for p in (slice(8), slice(8, 15))]
+        expected = np.average([value for value, _ in parts], weights=[8, 7])
+        np.testing.assert_allclose(uneven, [expected, expected], rtol=1e-5)

@@ -25,6 +25,7 @@ check_given: Callable[..., None] = getattr(_core, "check_given", lambda **vector
 compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
 # of totals that one of TensorFlow's strategies may have split; elsewhere they are whole
 over_replicas: Callable[[list[Any]], list[Any]] = getattr(_core, "over_replicas", list)
+of_whole_batch: Callable[[Any], Any] = getattr(_core, "of_whole_batch", lambda total: total)
 # of sizes that are not known yet, which only TensorFlow has
 squeeze: Callable[[Any, int], Any] = getattr(_core, "squeeze", ops.squeeze)
 sparse_or_soft: Callable[..., Any] = getattr(_core, "sparse_or_soft", ops.convert_to_tensor)

@@ -25,6 +25,7 @@ from lmf_multi.keras._functional import (
     as_tensor,
     compute_loss,
     compute_sigmoid_loss,
+    of_whole_batch,
     over_replicas,
     sparse_or_soft,
     squeeze,
@@ -188,14 +189,14 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
             return each
         total = ops.sum(each)
         if is_divided or self.reduction == "sum":
-            return total
+            return of_whole_batch(total)
         shares = ops.ones_like(each)
         if self.reduction == "mean_with_sample_weight" and sample_weight is not None:
             shares = shares * sample_weight
         if mask is not None:
             shares = ops.where(mask, shares, ops.zeros_like(shares))
         (divisor,) = over_replicas([ops.sum(shares)])
-        return ops.divide_no_nan(total, divisor)
+        return of_whole_batch(ops.divide_no_nan(total, divisor))
 
     def set_class_weight(self, class_weight: Weights) -> None:
         """Replace the class weights; a step that Keras has traced keeps the old ones.
