@@ -587,11 +587,12 @@ def test_logits_may_change_after_the_loss(torch, losses, form, reduction):
         logits.detach().sigmoid_()
         (grad,) = torch.autograd.grad(loss.sum(), z)
         check_gradient(case, loss, grad)
-    logits = z * 1
-    loss = f(logits).sum()
-    logits.detach().sigmoid_()
-    with pytest.raises(RuntimeError, match=r"in place|inplace"):
-        torch.autograd.grad(loss, z, create_graph=True)
+    if form in ("kernel", "integer"):  # the others take them from a masked copy
+        logits = z * 1
+        loss = f(logits).sum()
+        logits.detach().sigmoid_()
+        with pytest.raises(RuntimeError, match="got them changed in place 1 times"):
+            torch.autograd.grad(loss, z, create_graph=True)
 
 
 @forms
