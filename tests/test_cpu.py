@@ -154,6 +154,36 @@ def test_labels_out_of_range(torch, calls, bad):
     assert calls
 
 
+@pytest.mark.parametrize("rows", [4, 40_000])
+@pytest.mark.parametrize("form", ["integer", "smoothed", "float64", "sigmoid"])
+@pytest.mark.parametrize("which", ["input", "target", "margins", "class_weight", "where"])
+def test_what_has_lost_its_memory_is_refused(torch, which, form, rows):
+    """As cross-entropy does: to read it would end the process. A part of it is no more."""
+    losses, dtype = load("lmf_multi.torch"), torch.float64 if form == "float64" else torch.float32
+    y = torch.zeros(rows, dtype=torch.long)
+    where = torch.ones(rows, dtype=torch.bool) if form == "sigmoid" else None
+    for rest in (0, 1):
+        arrays = {
+            "input": torch.zeros(2 * rows, 3, dtype=dtype)[::2],
+            "target": y.clone(),
+            "margins": torch.tensor([0.1, 0.2, 0.5]),
+            "class_weight": torch.ones(3),
+        }
+        function, options = losses.lmf_loss, {"label_smoothing": 0.1 if form == "smoothed" else 0.0}
+        if form == "sigmoid":
+            function = losses.sigmoid_lmf_loss
+            arrays["input"], options = torch.zeros(rows), {}
+            arrays |= {name: torch.ones(2) for name in ("margins", "class_weight")}
+            arrays["where"] = where.clone()
+        if which not in arrays:
+            return
+        x = arrays[which]
+        size = rest * (x.untyped_storage().nbytes() - 2 * x.itemsize * max(x.stride()))
+        x.untyped_storage().resize_(max(size, 0))
+        with pytest.raises(RuntimeError, match=f"{which} must have memory for its shape"):
+            function(**arrays, **options)
+
+
 @pytest.mark.parametrize("shares", [(1.5, 1.0), (1.0, 0.0), (0.0, 1.0)])
 @pytest.mark.parametrize("kind", ["infinite", "nan"])
 def test_what_is_not_finite_is_left_to_operations(torch, calls, kind, shares):
@@ -344,6 +374,16 @@ def test_compiled_labels_out_of_range_give_nan(torch, operator, reduction, bad):
     assert torch.equal(value.isnan(), spoilt if reduction == "none" else torch.tensor(True))
     assert torch.equal(grad.isnan().all(1), spoilt if reduction != "mean" else spoilt | True)
     assert operator
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_compiled_tensors_without_memory_are_refused(torch, operator, which):
+    tensors = [torch.randn(30, 3), torch.randint(0, 3, (30,))]
+    run = compiled(torch, load("lmf_multi.torch").LMFLoss(COUNTS))
+    run(*tensors)
+    tensors[which].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="must have memory for its shape"):
+        run(*tensors)
 
 
 # of opcheck's own copies

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmf_multi import class_margins, reference
-from tests.adapters import ADAPTERS
+from tests.adapters import ADAPTERS, TorchOperator
 from tests.adapters import Torch as TorchAdapter
 from tests.cases import Case, Result, SigmoidCase, rounded
 from tests.checks import refuses
@@ -21,6 +21,12 @@ MARGINS = np.array([0.1, 0.25, 0.5])
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(0, 2, (6, 3)), np.array([0, 1, 2, 2, 1, 0])
 SOFT = RNG.dirichlet([1] * 3, 6)
+INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+FORMS = {
+    "integer": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "soft": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +196,7 @@ def test_copies_and_pickles(torch, losses, labels):
 # --- labels
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_pixels_with_another_ignore_index(torch, losses, dtype):
     y = np.array([[[0, 1], [2, 7]]])
     z = RNG.normal(0, 1, (1, 3, 2, 2))
@@ -213,6 +219,144 @@ def test_the_default_ignore_index_is_no_unsigned_label(torch, losses):
         np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
     with pytest.raises(ValueError, match="got 156"):
         losses.sigmoid_lmf_loss(torch.zeros(2), y, [0.1, 0.5])
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("mode", ["eager", "vmap"])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_every_integer_dtype(monkeypatch, dtype, mode, small):
+    """In every form of the loss, of every size, with the kernel and without."""
+    if not small:
+        monkeypatch.setattr(load("lmf_multi.torch._functional"), "SMALL", 0)
+    case = Case(LOGITS, LABELS, COUNTS, WEIGHTS, label_dtype=dtype)
+    pairs = SigmoidCase(LOGITS, np.eye(3, dtype=int)[LABELS], (16, 3), label_dtype=dtype)
+    for each in (case, pairs):
+        for smoothing in (0.0, 0.1):
+            for precision in ("float32", "float64"):
+                logits = rounded(LOGITS, precision)
+                one = dataclasses.replace(
+                    each, logits=logits, label_smoothing=smoothing, dtype=precision
+                )
+                one.check(TorchAdapter(mode)(one))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+def test_unsigned_labels_in_compiled_code(dtype):
+    options = {"dtype": "float32", "label_dtype": dtype}
+    case = Case(rounded(LOGITS, "float32"), LABELS, COUNTS, WEIGHTS, **options)
+    case.check(TorchOperator("operator")(case))
+    smoothed = dataclasses.replace(case, label_smoothing=0.1)
+    smoothed.check(TorchAdapter("compile")(smoothed))
+    pairs = SigmoidCase(case.logits, np.eye(3, dtype=int)[LABELS], (16, 3), **options)
+    pairs.check(TorchAdapter("compile")(pairs))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_labels_beyond_int64(torch, losses, dtype, smoothing):
+    """2^64 - 100 is no -100, which would be ignored, in any form."""
+    z, y = torch.tensor(LOGITS).to(getattr(torch, dtype)), [0, 1, 2, 2, 1, 2**64 - 100]
+    y, options = torch.tensor(y, dtype=torch.uint64), {"label_smoothing": smoothing}
+    loss = losses.LMFLoss(COUNTS, **options)
+    remedy = "mask examples without a class with ignore_index=-100"
+    with refuses(ValueError, f"labels must be in [0, 3), got {2**64 - 100}; {remedy}"):
+        loss(z, y)
+    for run in (torch.func.vmap(loss), torch.compile(loss, backend="eager", fullgraph=True)):
+        value = run(z, y)
+        expected = np.arange(6) == 5 if value.dim() else True
+        np.testing.assert_array_equal(value.isnan().numpy(), expected)
+    with pytest.raises(ValueError, match=f"got {2**64 - 100}"):
+        loss.normalizers(y)
+    pairs = losses.SigmoidLMFLoss(3, 9, **options)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 1\], got 1.84467e\+19"):
+        pairs(z[:, 0], y)
+
+
+# --- tensor subclasses
+
+
+@pytest.fixture
+def dressed(torch):
+    """A class that adds to its numbers, and what each operation on it appends to."""
+
+    class Dressed(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            cls.operations.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    Dressed.operations = []
+    return Dressed
+
+
+# of Dynamo's own look at logits that a model has computed
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("form", ["integer", "smoothed", "soft", "sigmoid"])
+@pytest.mark.parametrize("which", ["labels", "logits", "both"])
+def test_subclasses_count_as_their_numbers(torch, losses, labels, dressed, form, which):
+    """Eagerly, compiled and mapped: without a word of theirs in the operations."""
+    y = torch.tensor(SOFT) if form == "soft" else labels
+    loss = losses.LMFLoss(COUNTS, **FORMS.get(form, {}))
+    if form == "sigmoid":
+        loss, y = losses.SigmoidLMFLoss(3, 9), torch.tensor(np.eye(3, dtype=int)[LABELS])
+    z = torch.tensor(LOGITS, requires_grad=True)
+    expected = loss(z, y)
+    (gradient,) = torch.autograd.grad(expected, z)
+    y = y if which == "logits" else y.as_subclass(dressed)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for run in (loss, compiled, torch.compile(loss, backend="aot_eager")):
+        x = z if which == "labels" else z.as_subclass(dressed)
+        dressed.operations.clear()
+        value = run(x, y)
+        if run is loss:
+            assert type(value) is torch.Tensor and not dressed.operations
+        (grad,) = torch.autograd.grad(value.as_subclass(torch.Tensor), z)
+        np.testing.assert_allclose(value.detach().numpy(), expected.detach().numpy(), rtol=1e-12)
+        np.testing.assert_allclose(grad.numpy(), gradient.numpy(), rtol=1e-10, atol=1e-14)
+    x = z.detach() if which == "labels" else z.detach().as_subclass(dressed)
+    each = torch.func.vmap(loss)(x, y).as_subclass(torch.Tensor)
+    plain = torch.func.vmap(loss)(z.detach(), y.as_subclass(torch.Tensor))
+    np.testing.assert_allclose(each.numpy(), plain.numpy(), rtol=1e-12)
+
+
+def test_subclasses_are_looked_at(torch, losses, labels, dressed):
+    """Labels out of range, masks, vectors and totals of a larger batch."""
+    z, mask = torch.tensor(LOGITS), torch.tensor(LABELS == 1)
+    remedy = "mask examples without a class with ignore_index=-100"
+    with refuses(ValueError, f"labels must be in [0, 3), got 5; {remedy}"):
+        losses.LMFLoss(COUNTS)(z, torch.full((6,), 5).as_subclass(dressed))
+    margins, weights = (torch.tensor(v) for v in (MARGINS, WEIGHTS))
+    vectors = [v.as_subclass(dressed) for v in (margins, weights)]
+    pair = losses.SigmoidLMFLoss(3, 9)
+    dressed.operations.clear()
+    value = losses.lmf_loss(z, labels, *vectors)
+    assert value == losses.lmf_loss(z, labels, margins, weights)
+    masked = pair(z[:, 0], labels // 2, where=mask.as_subclass(dressed))
+    assert masked == pair(z[:, 0], labels // 2, where=mask)
+    totals = pair.normalizers((labels // 2).as_subclass(dressed), where=mask.as_subclass(dressed))
+    assert totals == pair.normalizers(labels // 2, where=mask)
+    assert not dressed.operations
+
+
+# --- sums
+
+
+def test_compiled_sums_of_many(torch):
+    """Thousands of additions to one float32 would round to the same side."""
+    total = load("lmf_multi.torch._functional").total
+    run = torch.compile(total, fullgraph=True)
+    for size, number in ((120_000, 0.3), (2**24 + 3, 1.0)):
+        x = torch.full((size,), number)
+        exact = x.double().sum().item()
+        np.testing.assert_allclose([total(x).item(), run(x).item()], exact, rtol=1e-7)
+
+
+def test_compiled_means_of_many(torch, losses):
+    x, t = torch.randn(30_000, 4), torch.randint(0, 2, (30_000, 4))
+    loss = losses.SigmoidLMFLoss((10, 20, 30, 3), (50, 60, 50, 80))
+    expected = loss(x.double(), t)
+    value = torch.compile(loss, fullgraph=True)(x, t)
+    np.testing.assert_allclose(value.item(), expected.item(), rtol=1e-6)
 
 
 def test_a_negative_ignore_index_masks_only_itself(torch, losses):
@@ -323,7 +467,7 @@ def test_pieces_of_large_batches(torch, monkeypatch, dtype, layout, few):
     case.check(TorchAdapter("eager")(case))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("dtype", INTEGERS)
 def test_small_label_dtypes_count_many_rows(torch, losses, dtype):
     z, y = RNG.normal(0, 2, (700, 3)), RNG.integers(0, 3, 700)
     value = losses.LMFLoss(COUNTS)(torch.tensor(z), torch.tensor(y).to(getattr(torch, dtype)))
@@ -395,13 +539,6 @@ def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch, sma
 
 
 # --- no look at the data
-
-
-FORMS = {
-    "integer": {},
-    "smoothed": {"label_smoothing": 0.1},
-    "soft": {},
-}
 
 
 @pytest.mark.parametrize("form", FORMS)

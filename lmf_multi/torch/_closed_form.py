@@ -42,6 +42,17 @@ def loss_dtype(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
+def as_long(y: Tensor) -> Tensor:
+    """Labels that can be compared: uint8's 156 with -100 would be equal.
+
+    What is beyond int64 becomes its largest number, which is no label, instead of a negative one.
+    """
+    signed = y.long()
+    if y.dtype != torch.uint64:
+        return signed
+    return signed.masked_fill(signed < 0, torch.iinfo(torch.int64).max)
+
+
 def mixture(
     z: Tensor,
     y: Tensor | None,

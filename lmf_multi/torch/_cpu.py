@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmf_multi._cpu import library
 from lmf_multi.spec import Reduction
-from lmf_multi.torch._closed_form import at_trace_time, one_class
+from lmf_multi.torch._closed_form import as_long, at_trace_time, one_class
 from lmf_multi.torch._eager import Known
 from lmf_multi.torch._triton import layout_of
 
@@ -36,6 +36,26 @@ def kernel() -> Any:
     kinds: list[Any] = [_POINTER, _INT, *[_POINTER] * 6, *[_LONG] * 10, *[_DOUBLE] * 4]
     function.argtypes = [*kinds, _INT, _INT, _DOUBLE, _DOUBLE, _INT]
     return function
+
+
+def check_memory(**tensors: Tensor) -> None:
+    """Refuse tensors whose storage was freed, as FSDP's are: to read them would end the process."""
+    if torch.compiler.is_compiling():
+        return
+    for name, x in tensors.items():
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0:
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.layout != torch.strided:
+            continue
+        reach, size = x.numel(), x.untyped_storage().nbytes()
+        if not x.is_contiguous():
+            steps = zip(x.shape, x.stride(), strict=True)
+            reach = 1 + sum((n - 1) * step for n, step in steps)
+        if size < (x.storage_offset() + reach) * x.itemsize:
+            raise RuntimeError(
+                f"{name} must have memory for its shape {tuple(x.shape)}, got a storage of {size} "
+                "bytes; call the loss before it is freed"
+            )
 
 
 def has_kernel_for(z: Tensor, y: Tensor, axis: int) -> bool:
@@ -110,7 +130,7 @@ def _call(
     """The loss and its gradient, or None as ``kernel_loss``."""
     z, y, Δ, w, *totals = tensors
     alpha, beta, γ, s, axis, ignore_index, reduction = settings
-    layout, y = layout_of(z, y, axis), y.long().contiguous()
+    layout, y = layout_of(z, y, axis), as_long(y).contiguous()
     assert layout is not None, "has_kernel_for() refuses these strides"
     grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
     # whatever the defaults are: the kernel writes float32 into the memory of this device
@@ -194,6 +214,7 @@ def operator(
 ) -> tuple[Tensor, Tensor]:
     """The reduced loss of integer labels, and its gradient, empty where nobody wants it."""
     tensors = (z, y, margins, class_weight, total_weight, total_examples)
+    check_memory(input=z, target=y)
     settings = _Settings(alpha, beta, gamma, scale, axis, ignore_index, cast(Reduction, reduction))
     known = _call(tensors, settings, with_grad) if has_kernel_for(z, y, axis) else None
     if known is None:

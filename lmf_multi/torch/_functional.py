@@ -21,8 +21,8 @@ from lmf_multi.spec import (
     check_reduction,
     check_vectors,
 )
-from lmf_multi.torch._closed_form import is_plain, loss_dtype, mixture, readable
-from lmf_multi.torch._cpu import has_kernel_for, has_operator_for, kernel_loss
+from lmf_multi.torch._closed_form import as_long, is_plain, loss_dtype, mixture, readable
+from lmf_multi.torch._cpu import check_memory, has_kernel_for, has_operator_for, kernel_loss
 from lmf_multi.torch._distributed import check_shards, loss_of_shards, whole
 from lmf_multi.torch._eager import SMALL, small_loss
 from lmf_multi.torch._triton import fused_loss, supports
@@ -165,7 +165,7 @@ def masked_loss(
     totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
-    check_tensors(input=input, target=target)
+    input, target = plain_tensors(input=input, target=target)
     check_reduction(reduction)
     ignore_index = check_ignored("ignore_index", ignore_index)
     sharded = check_shards(input, target=target)
@@ -197,7 +197,7 @@ def masked_loss(
             reduction=reduction,
             totals=totals,
         )
-        return loss if reduction == "none" else loss.sum()
+        return loss if reduction == "none" else total(loss)
 
     loss, one_class = None, not soft and label_smoothing == 0
     terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
@@ -236,7 +236,7 @@ def total_weight_and_examples(
     target: Tensor, class_weight: Any, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
-    check_tensors(target=target)
+    (target,) = plain_tensors(target=target)
     target, ignore_index = whole(target), check_ignored("ignore_index", ignore_index)
     dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = vector("class_weight", class_weight, dtype, target.device)
@@ -246,16 +246,34 @@ def total_weight_and_examples(
         q, presence = _soft_targets(target, axis, None, dtype)
         by_class = [-1] + [1] * (target.dim() - 1 - axis)
         return (q if w is None else q * w.view(by_class)).sum(axis), presence
-    C = torch.iinfo(target.dtype).max if w is None else len(w)  # the loss itself checks the labels
+    C = torch.iinfo(torch.int64).max if w is None else len(w)  # the loss itself checks the labels
     mask_name = f"ignore_index={ignore_index}"
     y, presence, _ = _targets(target, C, None, ignore_index, mask_name, dtype)
     return presence if w is None else presence * _at(w, y), presence
 
 
-def check_tensors(**tensors: Any) -> None:
+def plain_tensors(**tensors: Any) -> list[Tensor]:
+    """The arguments as plain tensors; refuses what is no tensor or has lost its memory."""
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    plain = {name: _as_plain(value) for name, value in tensors.items()}
+    check_memory(**plain)
+    return list(plain.values())
+
+
+def _as_plain(x: Tensor) -> Tensor:
+    """The numbers of a subclass that adds to them, as MONAI's and torchvision's do.
+
+    Such a class has a say in every operation, which takes time, and compiled code takes some of its
+    attributes for the numbers. Not of one that holds its numbers elsewhere, as DTensor does.
+    """
+    kind = type(x)
+    if kind in (Tensor, torch.nn.Parameter) or kind.__torch_dispatch__ != Tensor.__torch_dispatch__:
+        return x
+    with torch._C.DisableTorchFunctionSubclass():
+        same: Tensor = torch.ops.aten.alias(x)
+    return same
 
 
 def check_given(**vectors: Any) -> None:
@@ -385,9 +403,11 @@ def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> 
     if values is None:
         return None
     values = whole(values)
-    if isinstance(values, Tensor) and values.requires_grad:
-        raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
-    if isinstance(values, np.ndarray):
+    if isinstance(values, Tensor):
+        (values,) = plain_tensors(**{name: values})
+        if values.requires_grad:
+            raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
+    elif isinstance(values, np.ndarray):
         values = np.array(values)  # a spec's arrays are read-only, which PyTorch warns of
     return torch.as_tensor(values, dtype=dtype, device=device)
 
@@ -418,11 +438,11 @@ def _targets(
     """Class indices; each example's presence, 1, 0 for a masked one, NaN out of range; the mask."""
     look = look and readable(y)
     if look and y.numel() and where is None:
-        smallest, largest = (int(bound) for bound in torch.aminmax(y))
+        smallest, largest = _bounds(y)
         if ignore_index is None or not smallest <= ignore_index <= largest:
             check_label_range(smallest, largest, C, mask_name)
             return y.long(), torch.ones((), dtype=dtype, device=y.device).expand(y.shape), None
-    y = y.long()  # an unsigned label compared with -100 would be compared with 156
+    y = as_long(y)
     if ignore_index is not None:
         valid = y != ignore_index
         where = valid if where is None else where & valid
@@ -432,9 +452,17 @@ def _targets(
     if not look:
         return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan), masked
     if y.numel():
-        smallest, largest = (int(bound) for bound in torch.aminmax(y))
-        check_label_range(smallest, largest, C, mask_name)
+        check_label_range(*_bounds(y), C, mask_name)
     return y, presence, masked
+
+
+def _bounds(y: Tensor) -> tuple[int, int]:
+    """The smallest and the largest label."""
+    if y.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch does not compare them
+        labels = y.clone().numpy()  # or the caller could not resize the storage any more
+        return int(labels.min()), int(labels.max())
+    smallest, largest = torch.aminmax(y)
+    return int(smallest), int(largest)
 
 
 def normalizers(
@@ -444,12 +472,22 @@ def normalizers(
     if reduction in ("none", "sum"):
         return 1.0, 1.0
     if totals is not None:
-        W, presence = (total.to(W.device, W.dtype) for total in totals)
+        W, presence = (each.to(W.device, W.dtype) for each in totals)
     elif readable(W) and not W.requires_grad:  # numbers, whose arithmetic costs nothing
         n = max(presence.sum().item(), 1.0)
         return n if reduction == "batch_mean" else W.sum().item() or 1.0, n
-    N = presence.sum().clamp(min=1)
+    N = total(presence).clamp(min=1)
     if reduction == "batch_mean":
         return N, N
-    total = W.sum()
-    return torch.where(total == 0, 1.0, total), N
+    by_weight = total(W)
+    return torch.where(by_weight == 0, 1.0, by_weight), N
+
+
+def total(x: Tensor) -> Tensor:
+    """Their sum, of which compiled code for a CPU would add thousands to one float32 after another.
+
+    Eager code sums in pairs, and GPUs sum in many threads: both stay exact without this.
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return x.sum(dtype=torch.float64).to(x.dtype)
+    return x.sum()

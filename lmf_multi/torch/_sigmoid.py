@@ -16,13 +16,14 @@ from lmf_multi.spec import (
     check_reduction,
     check_sigmoid_inputs,
 )
-from lmf_multi.torch._closed_form import loss_dtype, mixture, readable
+from lmf_multi.torch._closed_form import as_long, loss_dtype, mixture, readable
 from lmf_multi.torch._distributed import check_shards, loss_of_shards, whole
 from lmf_multi.torch._functional import (
     check_given,
-    check_tensors,
     checked,
     normalizers,
+    plain_tensors,
+    total,
     vector,
 )
 
@@ -92,7 +93,7 @@ def masked_sigmoid_loss(
     where: Tensor | None = None,
 ) -> Tensor:
     """``sigmoid_lmf_loss`` with both its masks."""
-    check_tensors(input=input, target=target)
+    input, target = plain_tensors(input=input, target=target)
     check_reduction(reduction)
     axis, numbers = min(1, max(input.dim() - 1, 0)), (alpha, beta, gamma, scale, label_smoothing)
     if check_shards(input, target=target, where=where):
@@ -123,7 +124,7 @@ def masked_sigmoid_loss(
         totals=totals,
         check=_check_inputs_of_axis_1,
     )
-    return loss if reduction == "none" else loss.sum()
+    return loss if reduction == "none" else total(loss)
 
 
 _check_inputs_of_axis_1 = partial(check_sigmoid_inputs, axis_is_given=False)
@@ -133,7 +134,7 @@ def total_sigmoid_weight_and_examples(
     target: Tensor, class_weight: Any, ignore_index: int, where: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same for the sigmoid form."""
-    check_tensors(target=target)
+    (target,) = plain_tensors(target=target)
     target, where = whole(target), whole(where)
     dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
     w = vector("class_weight", class_weight, dtype, target.device)
@@ -147,12 +148,11 @@ def _annotated(target: Tensor, ignore_index: int, where: Tensor | None) -> Tenso
     """The elements that neither mask leaves out."""
     ignore_index = check_ignored("ignore_index", ignore_index)
     if where is not None:
-        check_tensors(where=where)
+        (where,) = plain_tensors(where=where)
         check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
     if target.dtype == torch.bool:
         return where
-    # an unsigned label compared with -100 would be compared with 156
-    valid = (target if target.is_floating_point() else target.long()) != ignore_index
+    valid = (target if target.is_floating_point() else as_long(target)) != ignore_index
     return valid if where is None else valid & where
 
 
@@ -210,7 +210,7 @@ def _targets(
     t: Tensor, where: Tensor | None, mask_name: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Probabilities; each element's presence, 1, 0 for a masked one, NaN out of range."""
-    t = t.to(dtype) if where is None else torch.where(where, t, 0).to(dtype)
+    t = t.to(dtype) if where is None else torch.where(where, t.to(dtype), 0.0)
     presence = torch.ones_like(t, requires_grad=False) if where is None else where.to(dtype)
     if not readable(t):
         inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
