@@ -3,6 +3,7 @@
 The class axis stays where it is, so no layout is copied.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -285,8 +286,19 @@ def check_given(**vectors: Any) -> None:
     # a transform would wrap what is read
     look_at_tensors = look and not torch._C._are_functorch_transforms_active()
     for name, value in vectors.items():
-        is_given = look_at_tensors and isinstance(value, Tensor) and readable(value)
-        check_vectors(look, **{name: as_numpy(value) if is_given else value})
+        if look_at_tensors and isinstance(value, Tensor) and readable(value):
+            if _are_positive(value):
+                continue
+            value = as_numpy(value)
+        check_vectors(look, **{name: value})
+
+
+def _are_positive(x: Tensor) -> bool:
+    """Whether they are finite too, as nearly always, and much faster to see than all rules."""
+    if not x.is_floating_point() or not x.numel():
+        return False
+    smallest, largest = torch.aminmax(x.detach())
+    return smallest.item() > 0 and largest.item() < math.inf
 
 
 _check_inputs_of_axis_1 = partial(check_inputs, axis_is_given=False)
