@@ -333,14 +333,14 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     return frame->api->create_error(&error);
 }
 
-// Tells an XLA of the function above, whose interface is given; 1 if it takes it. JAX has a function
-// for that, TensorFlow has none.
-extern "C" int lmf_multi_register_xla(const xla::Api *api) {
+// Tells an XLA of the function above, by a name, through its interface; 1 if it takes it. JAX has a
+// function for that, TensorFlow has none.
+extern "C" int lmf_multi_register_xla(const xla::Api *api, const char *name) {
     int minor = api->version.minor_version;
     if (api->version.major_version != xla::MAJOR || minor < xla::OLDEST_MINOR || minor > xla::MINOR)
         return 0;
     xla::Registration registration = {sizeof(xla::Registration), nullptr,
-                                      {"lmf_multi_one_class", strlen("lmf_multi_one_class")},
+                                      {name, strlen(name)},
                                       {"Host", strlen("Host")},
                                       nullptr, nullptr, nullptr, lmf_multi_one_class_xla, 0};
     return succeeds(api, api->register_handler(&registration));

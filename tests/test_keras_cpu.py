@@ -2,6 +2,10 @@
 
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +189,42 @@ def test_fit(tf, losses):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+LOAD = """
+import sys
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+z, y = tf.constant([[2.0, 0.0, 1.0], [0.5, 1.0, 0.0]]), tf.constant([0, 1])
+print(float(model.step(z, y)))
+try:
+    model.traced(z, y)
+except tf.errors.NotFoundError as error:
+    print(str(error).replace(chr(10), " "))
+import lmf_multi.keras
+print(float(model.traced(z, y)))
+"""
+
+
+def test_saved_models(tf, losses, tmp_path):
+    """A step runs without this package; a trace that holds the call says what to import."""
+    loss, model = losses.LMFLoss(COUNTS), tf.Module()
+    z, y = tf.constant([[2.0, 0.0, 1.0], [0.5, 1.0, 0.0]]), tf.constant([0, 1])
+    model.step = tf.function(lambda z, y: loss(y, z), jit_compile=True)
+    assert calls(model.step, z, y) == 1
+    value, model.traced = float(model.step(z, y)), model.step.get_concrete_function(z, y)
+    tf.saved_model.save(model, str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(reference.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    step, error, traced = done.stdout.splitlines()[-3:]
+    np.testing.assert_allclose([float(step), float(traced)], value, rtol=1e-6)
+    assert "(import lmf_multi.keras before running this step)" in error
+
+
 @pytest.mark.parametrize("reason", ["not compiled", "too old", "another version"])
 def test_absence_is_said_once(tf, losses, cpu, monkeypatch, caplog, reason):
     library = load("lmf_multi._cpu").library
@@ -197,7 +237,7 @@ def test_absence_is_said_once(tf, losses, cpu, monkeypatch, caplog, reason):
         xla = load("tensorflow.compiler.tf2xla.python.xla")
         monkeypatch.setattr(xla, "call_module_maximum_supported_version", lambda: 8)
     else:
-        monkeypatch.setattr(library(), "lmf_multi_register_xla", lambda interface: 0)
+        monkeypatch.setattr(library(), "lmf_multi_register_xla", lambda *_: 0)
     cpu.has_kernel.cache_clear()
     try:
         with caplog.at_level(logging.DEBUG, logger="lmf_multi"):

@@ -1,6 +1,7 @@
 """The loss of integer labels in one pass over the logits, in what XLA compiles for CPUs alone.
 
 TensorFlow's XLA calls ``lmf_multi/_cpu.cpp``, as JAX's does, by a StableHLO module in the graph.
+A saved model may hold that module, in a trace from before, and needs this one imported.
 """
 
 import ctypes
@@ -18,6 +19,8 @@ from lmf_multi._cpu import library
 _LOG = logging.getLogger("lmf_multi")
 _MASKED = -2  # the label of an example that takes no part; -1 is an unknown one
 _VERSION = 9  # of what a module in the graph may hold
+# what XLA says that it does not know, where a saved step runs without this module
+_NAME = "lmf_multi_one_class (import lmf_multi.keras before running this step)"
 
 # Logits to each example's loss and the gradient
 Operations: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -32,6 +35,7 @@ def has_kernel() -> bool:
     try:
         from tensorflow.compiler.tf2xla.python import xla
         from tensorflow.python.ops import control_flow_util  # noqa: F401
+        from tensorflow.python.saved_model import save_context  # noqa: F401
 
         name = tf.sysconfig.get_link_flags()[-1].removeprefix("-l:")
         interface = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), name)).XLA_FFI_GetApi
@@ -41,7 +45,7 @@ def has_kernel() -> bool:
     if newest < _VERSION:
         return _cannot(f"its modules are of version {newest}, not {_VERSION}")
     interface.restype = ctypes.c_void_p
-    if compiled.lmf_multi_register_xla(ctypes.c_void_p(interface())) != 1:
+    if compiled.lmf_multi_register_xla(ctypes.c_void_p(interface()), _NAME.encode()) != 1:
         return _cannot("it refuses the version of XLA's interface")
     return True
 
@@ -52,13 +56,17 @@ def _cannot(reason: str) -> bool:
 
 
 def has_kernel_for(z: tf.Tensor, axis: int) -> bool:
-    """Whether XLA compiles this graph, for CPUs, and the kernel takes these logits."""
+    """Whether XLA compiles this graph, for CPUs, and the kernel takes these logits.
+
+    Not what saving traces: operations alone run where this package is not installed.
+    """
     return (
         not tf.executing_eagerly()
         and z.dtype in (tf.float32, tf.bfloat16, tf.float16)
         and bool(z.shape[axis])
         and has_kernel()
         and _is_compiled_by_xla()
+        and not _is_saved()
         and not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
     )
 
@@ -68,6 +76,13 @@ def _is_compiled_by_xla() -> bool:
 
     is_compiled: bool = GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     return is_compiled
+
+
+def _is_saved() -> bool:
+    from tensorflow.python.saved_model.save_context import in_save_context
+
+    saved: bool = in_save_context()
+    return saved
 
 
 def by_kernel(
@@ -156,7 +171,7 @@ module attributes {{jax.uses_shape_polymorphism = true}} {{
     {"".join(_size(i, types[0]) for i in axes)}
     %of_loss = {_sizes(of_loss)}
     %of_grad = {_sizes(of_grad)}
-    %results:2 = stablehlo.custom_call @lmf_multi_one_class(
+    %results:2 = stablehlo.custom_call @"{_NAME}"(
         {", ".join(given)}, %of_loss, %of_grad) {{
       api_version = 4 : i32,
       backend_config = {{{terms}}},
@@ -183,3 +198,6 @@ def _size(axis: int, type: str) -> str:
 def _sizes(axes: list[int]) -> str:
     each, types = ", ".join(f"%s{i}" for i in axes), ", ".join("tensor<1xi32>" for _ in axes)
     return f"stablehlo.concatenate {each}, dim = 0 : ({types}) -> tensor<{len(axes)}xi32>"
+
+
+has_kernel()  # for saved models, which hold the call and not what it needs
