@@ -50,7 +50,9 @@ def every_size_worth_a_call():
 @cached
 def torch_compiled(call):
     torch = load("torch")
-    torch._dynamo.config.recompile_limit = 1000  # one entry for each plan, and none given up
+    config = torch._dynamo.config  # one entry for each plan, and none given up
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, 1000)
     return torch.compile(call, fullgraph=True)
 
 

@@ -22,7 +22,10 @@ def load(framework: str) -> ModuleType:
     if framework in ("keras", "tensorflow", "lmf_multi.keras"):
         _torch_before_tensorflow()
     try:
-        return importlib.import_module(framework)
+        module = importlib.import_module(framework)
+        if framework == "jax" and not hasattr(module, "enable_x64"):  # before 0.8
+            module.enable_x64 = importlib.import_module("jax.experimental").enable_x64
+        return module
     except ModuleNotFoundError as error:
         if error.name != framework.partition(".")[0]:
             raise

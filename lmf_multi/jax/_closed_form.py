@@ -47,6 +47,8 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
     def select(x: Array, y: Array) -> Array:
         return jnp.where(is_class(y, x.shape[axis], axis), x, 0).sum(axis)
 
+    if y.size == 0:  # of which JAX 0.4 refuses to gather
+        return select(x, y)
     x_y: Array = jax.lax.platform_dependent(x, y, cpu=gather, default=select)
     return x_y
 
