@@ -258,7 +258,7 @@ def class_counts(
         num_classes = int(y.max()) + 1
     if y.size:
         check_label_range(int(y.min()), int(y.max()), num_classes, "ignore_index")
-    return np.bincount(y, minlength=num_classes)
+    return np.bincount(y.astype(np.int64), minlength=num_classes)  # which refuses uint64
 
 
 # --- checks, for every framework: numbers, shapes as tuples and dtypes as names, so that a check

@@ -199,6 +199,15 @@ def sigmoid_lmf_loss(
     )
 
 
+def _as_labels(labels: ArrayLike) -> Array:
+    """Labels as an array of JAX, which without x64 cuts NumPy's 2^32 + 1 to the class 1."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+        is_wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        kept, given = np.iinfo(np.int64 if is_wide else np.int32), np.iinfo(labels.dtype)
+        labels = np.clip(labels, max(kept.min, given.min), min(kept.max, given.max))
+    return jnp.asarray(labels)
+
+
 def compute_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -223,7 +232,7 @@ def compute_loss(
     ``axis_name`` is the mapped axis whose batches they are taken over.
     """
     check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
-    z, y = jnp.asarray(logits), jnp.asarray(labels)
+    z, y = jnp.asarray(logits), _as_labels(labels)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
@@ -291,7 +300,7 @@ def compute_sigmoid_loss(
 ) -> Array:
     """What each element contributes to the reduced loss, as ``compute_loss``."""
     check_vectors(margins=_on_host(margins), class_weight=_on_host(class_weight))
-    x, t = jnp.asarray(logits), jnp.asarray(labels)
+    x, t = jnp.asarray(logits), _as_labels(labels)
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     Δ = None if margins is None else jnp.asarray(margins, dtype)
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
@@ -350,7 +359,7 @@ def total_weight_and_examples(
     axis_name: Any,
 ) -> tuple[Array, Array]:
     """What the means of ``lmf_loss`` divide by: the batch's class weight and its examples."""
-    y, mask = jnp.asarray(labels), None if where is None else jnp.asarray(where)
+    y, mask = _as_labels(labels), None if where is None else jnp.asarray(where)
     dtype = jnp.result_type(float)
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
     if jnp.issubdtype(y.dtype, jnp.floating):
@@ -376,7 +385,7 @@ def total_sigmoid_weight_and_examples(
     axis_name: Any,
 ) -> tuple[Array, Array]:
     """The same for the sigmoid form."""
-    t, mask = jnp.asarray(labels), None if where is None else jnp.asarray(where)
+    t, mask = _as_labels(labels), None if where is None else jnp.asarray(where)
     dtype = jnp.result_type(float)
     w = None if class_weight is None else jnp.asarray(class_weight, dtype)
     _check_mask(mask, t.shape)

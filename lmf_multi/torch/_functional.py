@@ -340,6 +340,7 @@ def compute_loss(
     Without a ``look`` at the labels those out of range give NaN. ``combine`` takes what ``mixture``
     takes.
     """
+    z, y = plain_tensors(logits=z, labels=y)
     numbers = (alpha, beta, gamma, scale, label_smoothing)
     Δ, w, soft = checked(check_inputs, z, y, margins, class_weight, axis, where, numbers)
 

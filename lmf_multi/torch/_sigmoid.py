@@ -175,6 +175,7 @@ def compute_sigmoid_loss(
     check: Callable[..., bool] = check_sigmoid_inputs,
 ) -> Tensor:
     """What each element contributes to the reduced loss, as ``compute_loss``."""
+    x, t = plain_tensors(logits=x, labels=t)
     numbers = (alpha, beta, gamma, scale, label_smoothing)
     Δ, w, soft = checked(check, x, t, margins, class_weight, axis, where, numbers)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lmf_multi.spec import Reduction
+from lmf_multi.torch._closed_form import as_long
 
 _LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,8 +102,9 @@ def fused_loss(
         alpha, beta, gamma, scale, label_smoothing, axis, reduction, ignore_index, totals, plain
     )
     arrays = (None if v is None else v.contiguous() for v in (where, Δ if alpha else None, w))
+    labels = as_long(y) if y.dtype == torch.uint64 else y  # the kernel casts to int64
     loss: Tensor = _FusedLoss.apply(
-        z, y if y.is_floating_point() else y.contiguous(), *arrays, settings
+        z, y if y.is_floating_point() else labels.contiguous(), *arrays, settings
     )
     return loss
 
