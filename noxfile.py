@@ -107,10 +107,24 @@ def doctests(session: nox.Session) -> None:
     session.run("pytest", "--doctest-modules", kernels, *arguments, env=env)
 
 
-@nox.session(default=False)
-def minimums(session: nox.Session) -> None:
-    """Run the NumPy tests with the oldest supported NumPy."""
-    session.install("--resolution", "lowest-direct", "-e", ".")
+# The oldest release that is promised of each framework, and what of the suite runs with it.
+MINIMUMS = {
+    "numpy": ([], ["tests/test_spec.py", "tests/test_reference.py"]),
+    "jax": (["jax==0.4.36"], ["tests/test_edges.py", "-k", "jax-jit or jax-operations"]),
+    "torch": (["torch==2.4"], ["tests/test_edges.py", "-k", "torch-eager or torch-vmap"]),
+    "keras": (["keras==3.6", "tensorflow==2.18"], ["tests/test_edges.py", "-k", "keras-tensorflow-eager"]),
+    "flax": (["flax==0.12"], ["tests/test_heads.py", "-k", "flax"]),
+}
+
+
+@nox.session(default=False, python="3.11")
+@nox.parametrize("framework", list(MINIMUMS), ids=list(MINIMUMS))
+def minimums(session: nox.Session, framework: str) -> None:
+    """Run a part of the suite with the oldest supported NumPy and release of a framework."""
+    packages, part = MINIMUMS[framework]
+    session.install("--resolution", "lowest-direct", "-e", ".", *packages)
     session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("python", "-c", "import numpy; print('NumPy', numpy.__version__)")
-    session.run("pytest", *(session.posargs or ["tests/test_spec.py", "tests/test_reference.py"]))
+    required = ",".join(package.partition("==")[0] for package in packages)
+    env = {"KERAS_BACKEND": "tensorflow", "LMF_MULTI_REQUIRE": required}
+    session.run("pytest", *(session.posargs or part), env=TEST_ENV | env)
