@@ -112,7 +112,10 @@ MINIMUMS = {
     "numpy": ([], ["tests/test_spec.py", "tests/test_reference.py"]),
     "jax": (["jax==0.4.36"], ["tests/test_edges.py", "-k", "jax-jit or jax-operations"]),
     "torch": (["torch==2.4"], ["tests/test_edges.py", "-k", "torch-eager or torch-vmap"]),
-    "keras": (["keras==3.6", "tensorflow==2.18"], ["tests/test_edges.py", "-k", "keras-tensorflow-eager"]),
+    "keras": (
+        ["keras==3.6", "tensorflow==2.18"],
+        ["tests/test_edges.py", "-k", "keras-tensorflow-eager"],
+    ),
     "flax": (["flax==0.12"], ["tests/test_heads.py", "-k", "flax"]),
 }
 
@@ -122,8 +125,9 @@ MINIMUMS = {
 def minimums(session: nox.Session, framework: str) -> None:
     """Run a part of the suite with the oldest supported NumPy and release of a framework."""
     packages, part = MINIMUMS[framework]
-    session.install("--resolution", "lowest-direct", "-e", ".", *packages)
-    session.install(*nox.project.dependency_groups(PYPROJECT, "test"))
+    # at once, or the tools' own dependencies would raise NumPy again
+    groups = nox.project.dependency_groups(PYPROJECT, "test")
+    session.install("-e", ".", "numpy==1.26.0", *packages, *groups)
     session.run("python", "-c", "import numpy; print('NumPy', numpy.__version__)")
     required = ",".join(package.partition("==")[0] for package in packages)
     env = {"KERAS_BACKEND": "tensorflow", "LMF_MULTI_REQUIRE": required}
