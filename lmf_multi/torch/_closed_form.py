@@ -75,7 +75,7 @@ def mixture(
         return _value_and_grad(*arguments)[0]
     if is_plain(z):
         loss: Tensor = _Eager.apply(*arguments, torch.is_grad_enabled() and z.requires_grad)
-    elif torch._C._are_functorch_transforms_active() and (nodes := _quadrature()) is not None:
+    elif (nodes := _quadrature()) is not None:
         loss = _expanded(*arguments, nodes=nodes)
     elif torch.compiler.is_compiling() and not torch.is_grad_enabled():
         loss, _ = _value_and_grad(*arguments)  # the compiler leaves the gradient out
@@ -103,8 +103,10 @@ def _quadrature() -> tuple[tuple[float, float], ...] | None:
     Under ``torch.func`` PyTorch can neither compile one that is batched or differentiated twice,
     nor differentiate its forward mode.
     """
-    levels = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
-    levels = [level for level in levels if level in (TransformType.Grad, TransformType.Jvp)]
+    transforms = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
+    levels = [each for each in transforms if each in (TransformType.Grad, TransformType.Jvp)]
+    if not transforms:
+        return None
     if torch.compiler.is_compiling():
         order = len(levels) + 1  # autograd comes after them, once
     elif TransformType.Jvp in levels[1:]:
