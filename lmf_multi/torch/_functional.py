@@ -287,6 +287,7 @@ def check_given(**vectors: Any) -> None:
     look_at_tensors = look and not torch._C._are_functorch_transforms_active()
     for name, value in vectors.items():
         if look_at_tensors and isinstance(value, Tensor) and readable(value):
+            check_memory(**{name: value})
             if _are_positive(value):
                 continue
             value = as_numpy(value)
