@@ -237,11 +237,18 @@ def test_ignore_class_is_a_whole_number(losses, value):
         losses.LMFLoss(COUNTS, ignore_class=value)
 
 
-def test_a_fraction_is_no_label(losses):
-    sentence = "labels must be in [0, 3), got -1; mask examples without a class with "
-    sentence += "ignore_class=-1"
+def test_a_fraction_is_no_label(keras, losses):
+    """Nor one that is ignored, where it is a tensor and can only be given another number."""
+    sentence = "sparse labels must be whole numbers, got 0.5; "
+    sentence += "distributions must have the predictions' shape"
+    labels = np.where(np.arange(len(LABELS)) == 0, 0.5, LABELS).astype(np.float32)
     with refuses(ValueError, sentence):
-        losses.LMFLoss(COUNTS)(LABELS + 0.5, LOGITS)
+        losses.LMFLoss(COUNTS)(labels, LOGITS)
+    for ignore_class in (None, -1):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+            losses.LMFLoss(COUNTS, ignore_class=ignore_class)(
+                keras.ops.convert_to_tensor(labels), LOGITS
+            )
 
 
 # Keras on JAX has no float64 unless JAX_ENABLE_X64 is set

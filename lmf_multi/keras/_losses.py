@@ -5,6 +5,7 @@ from functools import reduce
 from typing import Any, Self
 
 import keras
+import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask  # JAX's tensors take no attribute
 
@@ -163,8 +164,10 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         if not is_sparse:
             return y if _is_float(y) else ops.cast(y, "float32")
         if _is_float(y):
-            # data pipelines often hand class indices over as floats; a fraction is out of range
-            y = ops.where(y == ops.floor(y), y, -ops.ones_like(y))
+            # data pipelines often hand class indices over as floats
+            _check_whole(y_true)
+            fraction = -1 if self.ignore_class != -1 else -2  # out of range, and not to be ignored
+            y = ops.where(y == ops.floor(y), y, fraction * ops.ones_like(y))
             y = ops.cast(y, "int32")
         return y
 
@@ -233,6 +236,15 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
 def _infinite(condition: Any, dtype: Any) -> Any:
     """Infinity where a condition holds, else 0: a constant would set off TensorFlow's alarms."""
     return 1 / ops.cast(ops.logical_not(condition), dtype) - 1
+
+
+def _check_whole(labels: Any) -> None:
+    """Refuse fractions where they can be looked at without waiting."""
+    if isinstance(labels, np.ndarray) and not (whole := labels == np.floor(labels)).all():
+        raise ValueError(
+            f"sparse labels must be whole numbers, got {labels[~whole][0]}; "
+            "distributions must have the predictions' shape"
+        )
 
 
 def _is_float(tensor: Any) -> bool:

@@ -196,3 +196,38 @@ def test_replaced_leaves_are_kept(twin):
         value = value_of(each, "jax")
         np.testing.assert_array_equal(value_of(TWINS[twin](each), "jax"), value)
     assert abs(value - value_of(losses.LMFLoss([625, 16, 1]), "jax")) > 1e-3
+
+
+def test_a_pretrained_model_keeps_its_loss(tmp_path):
+    """Loaders of models leave what is in no checkpoint uninitialised; FSDP2 starts on meta."""
+    torch, transformers = load("torch"), load("transformers")
+    losses = load("lmf_multi.torch")
+
+    class Config(transformers.PretrainedConfig):
+        model_type = "lmf-multi-test"
+
+        def __init__(self, class_counts=(9, 3, 1), **options):
+            super().__init__(**options)
+            self.class_counts = list(class_counts)
+
+    class Classifier(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.head = torch.nn.Linear(4, len(config.class_counts))
+            self.loss = losses.LMFLoss(config.class_counts)
+            self.post_init()
+
+        def forward(self, features, labels):
+            return self.loss(self.head(features), labels)
+
+    features, labels = torch.randn(6, 4), torch.arange(6) % 3
+    model = Classifier(Config([50, 5, 2]))
+    model.save_pretrained(tmp_path)
+    twin = Classifier.from_pretrained(tmp_path)
+    assert twin(features, labels) == model(features, labels)
+    with torch.device("meta"):
+        empty = Classifier(Config([50, 5, 2]))
+    empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert empty(features, labels) == model(features, labels)
