@@ -520,8 +520,8 @@ def check_label_range(smallest: int, largest: int, num_classes: int, mask: str) 
 
 def _masking(mask: str, label: int) -> str:
     """How a caller masks this label: ``mask`` names the argument, and perhaps its value now."""
-    if "=" in mask:
-        return f"{mask}, or pass ignore_index={label}"
+    if "=" in mask:  # whose labels are at most int64's
+        return f"{mask}, or pass ignore_index={label}" if label < 2**63 else mask
     return f"where=labels != {label}" if mask == "where" else f"{mask}={label}"
 
 

@@ -322,7 +322,7 @@ def test_subclasses_count_as_their_numbers(torch, losses, labels, dressed, form,
 def test_subclasses_are_looked_at(torch, losses, labels, dressed):
     """Labels out of range, masks, vectors and totals of a larger batch."""
     z, mask = torch.tensor(LOGITS), torch.tensor(LABELS == 1)
-    remedy = "mask examples without a class with ignore_index=-100"
+    remedy = "mask examples without a class with ignore_index=-100, or pass ignore_index=5"
     with refuses(ValueError, f"labels must be in [0, 3), got 5; {remedy}"):
         losses.LMFLoss(COUNTS)(z, torch.full((6,), 5).as_subclass(dressed))
     margins, weights = (torch.tensor(v) for v in (MARGINS, WEIGHTS))
