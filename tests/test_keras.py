@@ -451,7 +451,7 @@ def forms_of_each_loss():
     return {
         "integer": ("LMFLoss", {}, 1000 * LOGITS, LABELS),
         "masked": ("LMFLoss", {"ignore_class": 1}, LOGITS, LABELS),
-        "cross-entropy": ("FocalLoss", {"gamma": 0.0}, LOGITS, LABELS),
+        "cross-entropy": ("FocalLoss", {"class_counts": None, "gamma": 0.0}, LOGITS, LABELS),
         "many classes": ("FocalLoss", {"class_counts": None}, LOGITS.reshape(1, 36), LABELS[:1]),
         "smoothed": ("LDAMLoss", {"label_smoothing": 0.1}, LOGITS, LABELS),
         "one-hot": ("LMFLoss", {}, 1000 * LOGITS, one_hot),

@@ -55,7 +55,7 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
 
 def by_class(vector: Array, ndim: int, axis: int) -> Array:
     """(C,) along the class axis of ``ndim``, which users may forbid to be added silently."""
-    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+    return jnp.expand_dims(vector, [i for i in range(ndim) if i != axis])
 
 
 def at_class(vector: Array, y: Array, axis: int) -> Array:

@@ -300,14 +300,14 @@ def one_class(
 ) -> tuple[Tensor, Tensor]:
     """Loss of the labelled class alone, and its gradient."""
     z = z.to(loss_dtype(z))
-    is_y = _is_class(y, z.shape[axis], axis)
+    is_y = _is_class(y, z, axis)
     a, b, Δ = (None if v is None else v.unsqueeze(axis) for v in (a, b, Δ))
     z_y, ruled_out = z.gather(axis, y.unsqueeze(axis)), is_y
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
         z_y = torch.where(masked.unsqueeze(axis), 0.0, z_y)
         ruled_out = is_y | masked.unsqueeze(axis)
-    others = z.masked_fill(ruled_out, -torch.inf)  # in the layout of the logits
+    others = torch.where(ruled_out, -torch.inf, z)  # masked_fill would change the layout
     M = others.detach().amax(axis, keepdim=True).clamp(min=-LARGE)
     d, x = _widened(z_y) - _widened(M), others - M
 
@@ -329,10 +329,11 @@ def one_class(
     return sum_of(losses).squeeze(axis), torch.where(is_y, sum_of(slopes), sum_of(grads))
 
 
-def _is_class(y: Tensor, C: int, axis: int) -> Tensor:
-    """Boolean one-hot of the class indices along the class axis."""
-    classes = torch.arange(C, device=y.device)
-    return y.unsqueeze(axis) == classes.view([-1] + [1] * (y.dim() - axis))
+def _is_class(y: Tensor, z: Tensor, axis: int) -> Tensor:
+    """Boolean one-hot of the class indices, in the layout of the logits."""
+    classes = torch.arange(z.shape[axis], device=y.device).view([-1] + [1] * (y.dim() - axis))
+    # the first operand decides the layout, and with it that of what is selected
+    return torch.zeros_like(z, dtype=torch.bool) | (y.unsqueeze(axis) == classes)
 
 
 def _exp_and_sum(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -370,7 +371,7 @@ def _all_classes(
     z = z.to(loss_dtype(z))
     top = z.detach().argmax(axis, keepdim=True)
     is_top = torch.zeros_like(z, dtype=torch.bool).scatter(axis, top, True)
-    others = z.masked_fill(is_top, -torch.inf)
+    others = torch.where(is_top, -torch.inf, z)
     M = z.detach().amax(axis, keepdim=True)
     M_others = others.detach().amax(axis, keepdim=True).clamp(min=-LARGE)
     x, x_others = z - M, others - M_others

@@ -174,9 +174,11 @@ class _Loss(nn.Module):
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         with torch.inference_mode(False):
             for name, values in self._exact.items():
-                vector = (
-                    None if values is None else torch.tensor(values, dtype=dtype, device=device)
-                )
+                vector: Any = None
+                if values is not None:
+                    vector = torch.tensor(values, dtype=dtype, device=device)
+                    # to torch.compile a number of classes is a constant, as buffers' shapes are
+                    vector._dynamo_static_indices = set(range(vector.dim()))
                 setattr(self, name, vector)
 
     def extra_repr(self) -> str:
