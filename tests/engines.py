@@ -43,8 +43,11 @@ def torch_engine(call, parameters, arrays, dtypes, mode):
 
 
 def every_size_worth_a_call():
-    """Compiled code calls the CPU kernel for small batches too, on which it would waste time."""
-    return mock.patch.object(load("lmf_multi.torch._cpu"), "WORTH_A_CALL", 0)
+    """Compiled code calls the CPU kernel for small batches too, on which it would waste time.
+
+    Not for empty ones, which no threshold lets it see.
+    """
+    return mock.patch.object(load("lmf_multi.torch._cpu"), "WORTH_A_CALL", 1)
 
 
 @cached
