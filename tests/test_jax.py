@@ -277,6 +277,15 @@ def test_integer_labels_of_every_kind(losses, dtype):
     np.testing.assert_array_equal(actual, losses.lmf_loss(LOGITS, LABELS, margins))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_wide_labels_stay_out_of_range(losses, dtype):
+    """2^32 + 1 cut to 32 bits would be the class 1."""
+    labels = LABELS.astype(dtype)
+    labels[2] = 2**32 + 1
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+        losses.lmf_loss(LOGITS, labels, class_margins(COUNTS))
+
+
 def test_a_loop_of_training_steps(jax, losses):
     """Inside scan, with a changing hyper-parameter: gradient descent lowers the loss."""
     loss = losses.LMFLoss(COUNTS, scale=1.0)
