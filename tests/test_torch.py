@@ -122,6 +122,14 @@ def test_loaders_cannot_change_the_numbers(torch, losses, labels, how):
             np.testing.assert_array_equal(grad, of_logits)
 
 
+def test_vectors_are_not_assigned(torch, losses):
+    """What is assigned would be lost when the module moves."""
+    loss = losses.LMFLoss(COUNTS)
+    for name in ("margins", "class_weight"):
+        with pytest.raises(AttributeError):
+            setattr(loss, name, torch.ones(3))
+
+
 def test_counts_without_numbers_are_refused(torch, losses):
     sentence = "a tensor on the meta device holds no numbers, got shape (3,); pass a list"
     with refuses(ValueError, sentence):

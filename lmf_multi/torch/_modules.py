@@ -43,9 +43,8 @@ class _Loss(nn.Module):
     float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
     """
 
-    margins: Tensor | None
-    class_weight: Tensor | None
     _exact: dict[str, Floats | None]
+    _tensors: dict[str, Tensor | None]
     build: Callable[..., Parameters]
     _function = staticmethod(masked_loss)
 
@@ -67,6 +66,16 @@ class _Loss(nn.Module):
         self.reduction: Reduction = reduction
         self.process_group = process_group
         self._config = parameters.config
+
+    @property
+    def margins(self) -> Tensor | None:
+        """Of each class (C,), or of negative and positive (2,) or (L, 2); None without LDAM."""
+        return self._tensors["margins"]
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        """Likewise; None for ones. ``set_class_weight`` changes it."""
+        return self._tensors["class_weight"]
 
     @property
     def process_group(self) -> Any:
@@ -172,6 +181,7 @@ class _Loss(nn.Module):
         if device.type == "meta":  # where nothing has a number
             device = torch.device("cpu")
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self._tensors = {}
         with torch.inference_mode(False):
             for name, values in self._exact.items():
                 vector: Any = None
@@ -179,7 +189,7 @@ class _Loss(nn.Module):
                     vector = torch.tensor(values, dtype=dtype, device=device)
                     # to torch.compile a number of classes is a constant, as buffers' shapes are
                     vector._dynamo_static_indices = set(range(vector.dim()))
-                setattr(self, name, vector)
+                self._tensors[name] = vector
 
     def extra_repr(self) -> str:
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
