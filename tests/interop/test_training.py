@@ -288,7 +288,7 @@ def test_an_exported_forward_backward_graph(exported):
     program, model, inputs, (value, weight_grad, bias_grad) = exported
     experimental = load("torch.export.experimental")
     joint = experimental._export_forward_backward(program)
-    state, inputs = {**model.state_dict(), **dict(model.named_buffers())}, iter(inputs)
+    state, inputs = {**model.state_dict(), **program.constants}, iter(inputs)
     arguments = [
         next(inputs) if spec.target is None else state[spec.target].detach()
         for spec in joint.graph_signature.input_specs
