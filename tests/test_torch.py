@@ -125,9 +125,11 @@ def test_loaders_cannot_change_the_numbers(torch, losses, labels, how):
 def test_vectors_are_not_assigned(torch, losses):
     """What is assigned would be lost when the module moves."""
     loss = losses.LMFLoss(COUNTS)
-    for name in ("margins", "class_weight"):
-        with pytest.raises(AttributeError):
-            setattr(loss, name, torch.ones(3))
+    with refuses(AttributeError, "class_weight must not be assigned; call set_class_weight"):
+        loss.class_weight = torch.ones(3)
+    sentence = "margins follow from the class counts; build a new loss for others"
+    with refuses(AttributeError, sentence):
+        loss.margins = torch.ones(3)
 
 
 def test_counts_without_numbers_are_refused(torch, losses):

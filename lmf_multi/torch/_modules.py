@@ -72,10 +72,18 @@ class _Loss(nn.Module):
         """Of each class (C,), or of negative and positive (2,) or (L, 2); None without LDAM."""
         return self._tensors["margins"]
 
+    @margins.setter
+    def margins(self, value: Any) -> None:
+        raise AttributeError("margins follow from the class counts; build a new loss for others")
+
     @property
     def class_weight(self) -> Tensor | None:
         """Likewise; None for ones. ``set_class_weight`` changes it."""
         return self._tensors["class_weight"]
+
+    @class_weight.setter
+    def class_weight(self, value: Any) -> None:
+        raise AttributeError("class_weight must not be assigned; call set_class_weight")
 
     @property
     def process_group(self) -> Any:
