@@ -74,6 +74,12 @@ class Settings:
         """The step decay: a factor every few epochs, counted from 0."""
         return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
 
+    def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
+        """The loss's arguments, counts (C,) too; focal takes them with a named scheme alone."""
+        named = isinstance(self.loss_options.get("class_weight"), str)
+        counts = None if self.loss == "focal" and not named else class_counts
+        return {"class_counts": counts, **self.loss_options}
+
     def trained_alike(self) -> dict[str, Any]:
         """What decides the numbers of each epoch; the rest may change when a run is resumed.
 

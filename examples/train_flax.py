@@ -206,21 +206,15 @@ def any_process(flag: bool) -> bool:
 
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
-    options = settings.loss_options
     if settings.loss in ("ce", "bwcce"):
-        weight = class_weights(counts, options.get("class_weight"))
+        weight = class_weights(counts, settings.loss_options.get("class_weight"))
         return jax.tree_util.Partial(cross_entropy, weight)
     losses: dict[str, Callable[..., Any]] = {
-        "focal": _focal,
+        "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
-    return losses[settings.loss](counts, **options)
-
-
-def _focal(counts: np.ndarray, **options: Any) -> Any:
-    named = isinstance(options.get("class_weight"), str)
-    return FocalLoss(counts if named else None, **options)
+    return losses[settings.loss](**settings.loss_arguments(counts))
 
 
 def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:

@@ -130,20 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
-    options = settings.loss_options
     if settings.loss in ("ce", "bwcce"):
-        return CrossEntropy(class_weights(counts, options.get("class_weight")))
+        return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
     losses: dict[str, Callable[..., keras.losses.Loss]] = {
-        "focal": _focal,
+        "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
-    return losses[settings.loss](counts, **options)
-
-
-def _focal(counts: np.ndarray, **options: Any) -> keras.losses.Loss:
-    named = isinstance(options.get("class_weight"), str)
-    return FocalLoss(counts if named else None, **options)
+    return losses[settings.loss](**settings.loss_arguments(counts))
 
 
 class CrossEntropy(keras.losses.Loss):

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -192,21 +191,15 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 
 def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
-    options = settings.loss_options
     if settings.loss in ("ce", "bwcce"):
-        return CrossEntropy(class_weights(counts, options.get("class_weight")))
+        return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
     losses: dict[str, Callable[..., nn.Module]] = {
-        "focal": _focal,
+        "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
     }
     group = "world" if world > 1 else None
-    return losses[settings.loss](counts, **options, process_group=group)
-
-
-def _focal(counts: np.ndarray, **options: Any) -> nn.Module:
-    named = isinstance(options.get("class_weight"), str)
-    return FocalLoss(counts if named else None, **options)
+    return losses[settings.loss](**settings.loss_arguments(counts), process_group=group)
 
 
 class CrossEntropy(nn.Module):
