@@ -252,7 +252,22 @@ def test_a_fraction_is_no_label(keras, losses):
 
 
 # Keras on JAX has no float64 unless JAX_ENABLE_X64 is set
-@pytest.mark.parametrize("dtype", ["float32", "float64"][: 1 + (KERAS_BACKEND != "jax")])
+DTYPES = ["float32", "float64"][: 1 + (KERAS_BACKEND != "jax")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "reduction", ["mean", "batch_mean", "sum", "mean_with_sample_weight", "none"]
+)
+def test_the_loss_has_its_dtype(keras, losses, reduction, dtype):
+    """Whichever operations of Keras reduce it: some make float32 of float64."""
+    for inputs in (slice(None), slice(0)):
+        loss = losses.LMFLoss(COUNTS, reduction=reduction, dtype=dtype)
+        value = loss(LABELS[inputs], LOGITS[inputs], np.ones(len(LABELS[inputs])))
+        assert keras.backend.standardize_dtype(value.dtype) == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_probabilities_give_the_numbers_of_their_logits(keras, losses, dtype):
     p = np.exp(LOGITS.astype(np.float64))
     p = (p / p.sum(1, keepdims=True)).astype(dtype)

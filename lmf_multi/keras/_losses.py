@@ -199,7 +199,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         if mask is not None:
             shares = ops.where(mask, shares, ops.zeros_like(shares))
         (divisor,) = over_replicas([ops.sum(shares)])
-        return of_whole_batch(ops.divide_no_nan(total, divisor))
+        return of_whole_batch(_quotient(total, divisor))
 
     def set_class_weight(self, class_weight: Weights) -> None:
         """Replace the class weights; a step that Keras has traced keeps the old ones.
@@ -231,6 +231,13 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
     def from_config(cls, config: dict[str, Any]) -> Self:
         """The loss that ``get_config`` describes."""
         return cls(**config)
+
+
+def _quotient(total: Any, divisor: Any) -> Any:
+    """0 for a divisor of 0. Keras' ``divide_no_nan`` makes float32 of float64 on PyTorch."""
+    is_zero = divisor == 0
+    quotient = total / ops.where(is_zero, ops.ones_like(divisor), divisor)
+    return ops.where(is_zero, ops.zeros_like(quotient), quotient)
 
 
 def _infinite(condition: Any, dtype: Any) -> Any:
