@@ -390,6 +390,17 @@ def check_inputs(
     return distribution
 
 
+def described(array: Any) -> tuple[Shape, Any] | None:
+    """Shape and dtype of an array of any framework, as the checks take them; None of None."""
+    return None if array is None else (tuple(array.shape), array.dtype)
+
+
+def shapes_of(margins: Any, class_weight: Any) -> dict[str, Shape | None]:
+    """Shapes of the vectors by their names, as the checks take them."""
+    named = {"margins": margins, "class_weight": class_weight}
+    return {name: None if v is None else tuple(v.shape) for name, v in named.items()}
+
+
 def check_mask(
     where: tuple[Shape, Any] | None, examples: Shape, what: str = "one value for each example"
 ) -> None:
