@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lmf_multi
+from lmf_multi import _kernel
 from tests.adapters import Jax as JaxAdapter
 from tests.cases import Case, rounded
 from tests.engines import without_kernel
@@ -336,7 +336,6 @@ def test_memory(jax, losses):
 
 @pytest.mark.parametrize("reason", ["not compiled", "unknown to JAX"])
 def test_absence_is_said_once(jax, losses, cpu, monkeypatch, caplog, reason):
-    library = load("lmf_multi._cpu").library
     if reason == "not compiled":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     else:
@@ -347,7 +346,7 @@ def test_absence_is_said_once(jax, losses, cpu, monkeypatch, caplog, reason):
         monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
     z, y = batch(6, 3)
     expected = losses.LMFLoss(COUNTS)(z, y)
-    caches = (library, cpu.has_kernel)
+    caches = (_kernel.opened, cpu._registers)
     try:
         for cache in caches:
             cache.cache_clear()
@@ -360,7 +359,7 @@ def test_absence_is_said_once(jax, losses, cpu, monkeypatch, caplog, reason):
     np.testing.assert_allclose(values, 2 * [expected], rtol=1e-6)
     (record,) = (record for record in caplog.records if record.name == "lmf_multi")
     assert record.levelno == logging.DEBUG
-    said = "was not compiled" if reason == "not compiled" else "version 0.3 is not supported"
+    said = "it was not compiled" if reason == "not compiled" else "version 0.3 is not supported"
     assert said in record.getMessage()
 
 
@@ -398,7 +397,7 @@ def test_declarations_are_xlas(jax, tmp_path):
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    lines = ['#include "_cpu_xla.h"', '#include "xla/ffi/api/c_api.h"']
+    lines = ['#include "xla.h"', '#include "xla/ffi/api/c_api.h"']
     for ours, (theirs, fields) in OURS_AND_XLAS.items():
         for field in fields.split():
             our, _, their = field.partition("=")
@@ -421,7 +420,7 @@ def test_declarations_are_xlas(jax, tmp_path):
     ]
     source = tmp_path / "layout.cpp"
     source.write_text("\n".join(lines) + "\n")
-    folders = Path(lmf_multi.__file__).parent, jax.ffi.include_dir()
+    folders = Path(_kernel.__file__).parent, jax.ffi.include_dir()
     command = [compiler, "-fsyntax-only", *(f"-I{folder}" for folder in folders), str(source)]
     subprocess.run(command, check=True)
 

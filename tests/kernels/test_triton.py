@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmf_multi import reference
-from tests.adapters import Triton
+from tests.adapters import Triton, torch_batch
 from tests.cases import Case
 from tests.frameworks import load
 from tests.hard import hard_examples
@@ -40,29 +40,32 @@ def arrays(C):
     return torch.linspace(0.1, 0.5, C).double(), torch.linspace(0.5, 2.0, C).double()
 
 
-def plain_loss(z, y, Δ, w, reduction="mean", axis=1, **options):
-    functional, options = load("lmf_multi.torch._functional"), {**NUMBERS, **options}
-    where = None if y.is_floating_point() else y != options.pop("ignore_index", -100)
-    each = functional.compute_loss(
-        z, y, Δ, w, **options, axis=axis, where=where, mask_name="", reduction=reduction
-    )
-    return each if reduction == "none" else each.sum()
+def batch_of(y, Δ=None, w=None, *, ignore_index=-100, totals=None, **options):
+    numbers = [options.pop(name, default) for name, default in NUMBERS.items()]
+    axis, reduction = options.pop("axis", 1), options.pop("reduction", "mean")
+    assert not options
+    ignored = None if y.is_floating_point() else ignore_index
+    return torch_batch(y, Δ, w, numbers, (axis, None, ignored, "", reduction, totals))
+
+
+def plain_loss(z, batch):
+    each = load("lmf_multi.torch._mixture").by_operations(z, batch)
+    return each if batch.options.reduction == "none" else each.sum()
 
 
 def check(fused, z, y, axis=1, **options):
     """Value and gradient of the kernel against the closed form in float64."""
     torch = load("torch")
-    z, (Δ, w) = z.detach().requires_grad_(), arrays(z.shape[axis])
-    assert fused.supports(z, y, axis, options.get("label_smoothing", 0.0))
-    options = {**NUMBERS, "axis": axis, "reduction": "mean", **options}
-    ignored = {} if y.is_floating_point() else {"ignore_index": -100}
-    value = fused.fused_loss(z, y, Δ, w, **options, **ignored, plain=None)
+    z, vectors = z.detach().requires_grad_(), arrays(z.shape[axis])
+    batch = batch_of(y, *vectors, axis=axis, **options)
+    assert fused.supports(z, batch)
+    value = fused.fused_loss(z, batch)
     upstream = torch.linspace(0.5, 2.0, value.numel()).view(value.shape)
     (grad,) = torch.autograd.grad(value, z, upstream.to(value.dtype))
 
     exact = z.detach().double().contiguous().requires_grad_()
     labels = y.double() if y.is_floating_point() else y.long()
-    expected = plain_loss(exact, labels, Δ, w, **options, **ignored)
+    expected = plain_loss(exact, batch_of(labels, *vectors, axis=axis, **options))
     (expected_grad,) = torch.autograd.grad(expected, exact, upstream.double())
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
     size = expected_grad.abs().amax(axis, keepdim=True)
@@ -163,13 +166,12 @@ def test_no_array_of_the_logits_size_but_the_gradient(fused):
 
     z = torch.tensor(RNG.normal(0, 3, (60, 7)), dtype=torch.float32, requires_grad=True)
     y, (Δ, w) = torch.tensor(RNG.integers(0, 7, 60)), arrays(7)
-    options = {**NUMBERS, "axis": 1, "ignore_index": -100, "plain": None}
     with Record():
-        loss = fused.fused_loss(z, y, Δ, w, **options, reduction="mean")
+        loss = fused.fused_loss(z, batch_of(y, Δ, w))
         assert not seen
         torch.autograd.grad(loss, z)
         assert seen == ["empty_like"]
-        loss = fused.fused_loss(z, y, Δ, w, **options, reduction="none")
+        loss = fused.fused_loss(z, batch_of(y, Δ, w, reduction="none"))
         torch.autograd.grad(loss.sum(), z)
     # the losses of the rows, sum()'s gradient without memory of its own, the logits' gradient
     assert seen[1:] == ["new_empty", "expand", "empty_like"]
@@ -233,10 +235,9 @@ def test_totals_replace_those_of_the_batch(fused):
     Δ, w = arrays(3)
     totals = w[y[y >= 0]].sum().float(), torch.ones(7)  # of any dtype, and summed if not yet
     for reduction in ("mean", "batch_mean"):
-        options = {**NUMBERS, "axis": 1, "reduction": reduction, "ignore_index": -100}
-        whole = plain_loss(z, y, Δ, w, **options)
+        whole = plain_loss(z, batch_of(y, Δ, w, reduction=reduction))
         parts = [
-            fused.fused_loss(z[i], y[i], Δ, w, **options, totals=totals, plain=None)
+            fused.fused_loss(z[i], batch_of(y[i], Δ, w, reduction=reduction, totals=totals))
             for i in (slice(3), slice(3, 8))
         ]
         torch.testing.assert_close(sum(parts), whole, rtol=1e-6, atol=0)
@@ -257,19 +258,10 @@ def test_second_derivatives(fused, form):
     y = torch.tensor([0, 2, -100, 1])
     if options.pop("soft", False):
         y = torch.tensor(RNG.dirichlet([1.0] * 3, 4))
-    Δ, w = arrays(3)
-    options = {**NUMBERS, "scale": 3.0, "axis": 1, **options}
+    batch = batch_of(y, *arrays(3), scale=3.0, **options)
 
     def loss(z):
-        return fused.fused_loss(
-            z,
-            y,
-            Δ,
-            w,
-            **options,
-            ignore_index=None if y.is_floating_point() else -100,
-            plain=lambda z: plain_loss(z, y, Δ, w, **options),
-        )
+        return fused.fused_loss(z, batch)
 
     z = torch.tensor(RNG.normal(0, 1, (4, 3)), requires_grad=True)
     v = torch.linspace(0.5, 2.0, loss(z).numel()).double().view(loss(z).shape)
@@ -285,21 +277,25 @@ def test_second_derivatives(fused, form):
 def test_what_the_kernel_leaves_to_the_plain_path(fused):
     torch = load("torch")
     z, y = torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2, dtype=torch.int64)
-    assert fused.supports(z, y, 1)
-    assert not fused.supports(z.expand(4, 3, 2, 2).permute(3, 1, 0, 2), y, 1)  # three axes of rows
-    assert not fused.supports(z.to(torch.float8_e4m3fn), y, 1)
-    assert not fused.supports(z, y.to("meta"), 1)
+
+    def supports(z, y, **options):
+        return fused.supports(z, batch_of(y, **options))
+
+    assert supports(z, y)
+    assert not supports(z.expand(4, 3, 2, 2).permute(3, 1, 0, 2), y)  # three axes of rows
+    assert not supports(z.to(torch.float8_e4m3fn), y)
+    assert not supports(z, y.to("meta"))
     for dtype, most in ((torch.float32, 4096), (torch.float64, 2048)):
         row = torch.zeros(1, most + 1, dtype=dtype)
-        assert fused.supports(row, torch.zeros(1, dtype=torch.int64), 1)
-        assert not fused.supports(row, torch.zeros(1, dtype=torch.int64), 1, label_smoothing=0.1)
-        assert not fused.supports(row, row, 1)
-        assert fused.supports(row[:, :most], row[:, :most], 1)
+        assert supports(row, torch.zeros(1, dtype=torch.int64))
+        assert not supports(row, torch.zeros(1, dtype=torch.int64), label_smoothing=0.1)
+        assert not supports(row, row)
+        assert supports(row[:, :most], row[:, :most])
     q = torch.full_like(z, 1 / 3)
-    assert fused.supports(z, q, 1)
-    assert not fused.supports(z, q.requires_grad_(), 1)
+    assert supports(z, q)
+    assert not supports(z, q.requires_grad_())
     huge = torch.empty(1, device="meta").expand(2**31, 3)
-    assert not fused.supports(huge, torch.empty(2**31, dtype=torch.int64, device="meta"), 1)
+    assert not supports(huge, torch.empty(2**31, dtype=torch.int64, device="meta"))
 
 
 def test_absent_triton_is_said_once(monkeypatch, caplog):
@@ -324,8 +320,7 @@ def test_losses_take_the_kernel_on_a_gpu(fused, monkeypatch, soft):
     device, calls, kernel = "cuda", [], functional.fused_loss
     if not torch.cuda.is_available():
         device = "cpu"
-        monkeypatch.setattr(functional, "SMALL", -1)
-        monkeypatch.setattr(functional, "_is_on_gpu", functional.is_plain)
+        monkeypatch.setattr(functional, "takes_fused", lambda z, batch: functional.is_plain(z))
     monkeypatch.setattr(
         functional, "fused_loss", lambda *a, **k: calls.append(1) or kernel(*a, **k)
     )

@@ -18,11 +18,32 @@
 
 #include <omp.h>
 
-#include "_cpu_xla.h"
+#include "xla.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "labels are read as their lower and their upper half"
 #endif
+
+// One call, as lmf_multi/_kernel/__init__.py writes it. Strides count numbers.
+struct lmf_multi_call {
+    int64_t size;          // of this structure, in bytes
+    const void *z;         // logits
+    const int64_t *y;      // (N,) labels
+    const float *margins;  // (C,), or null without LDAM
+    const float *weights;  // (C,), or null for ones
+    float *grad;           // of the logits, to be written, or null
+    float *losses;         // (N,), to be written, or null
+    int64_t N, C, inner;   // row r is (r / inner, r % inner) for the strides
+    int64_t z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class;
+    int64_t ignore_index;                 // examples with this label take no part
+    double alpha, beta;                   // the terms' shares
+    double total_weight, total_examples;  // that means divide by; NaN: those of the batch
+    float gamma, scale;
+    int32_t dtype;                   // of the logits
+    int32_t by_weight, by_examples;  // what means divide by
+    int32_t threads;
+    double loss;  // written: the losses' sum
+};
 
 #define INLINE static inline __attribute__((always_inline))  // into each generation's functions
 
@@ -37,21 +58,13 @@ constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; pro
 constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its products normal
 constexpr float ZERO = -104.f;        // e^-104 is below float32's smallest number
 
-struct Call {
-    const void *z;  // logits
-    bool bfloat16;
-    const int64_t *y;      // (N,) labels, or null: in 32 bits
-    const int32_t *y_32;   // (N,) or null
-    const float *margins;  // (C,)
-    const float *weights;  // (C,) or null for ones
-    float *grad;           // of the logits, or null
-    float *losses;         // (N,) or null
-    int64_t N, C, inner;   // row r is (r / inner, r % inner) for the strides
-    int64_t z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class;
-    int64_t ignore_index;  // examples with this label take no part
+enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
+enum Status { DONE, UNKNOWN_LABEL, NO_MEMORY, OTHER_SIZE };
+
+struct Call : lmf_multi_call {
+    const int32_t *y_32;  // (N,) labels in 32 bits instead, or null
     bool has_ldam, has_focal;
     double a, b;  // what LDAM and focal of a weight of 1 are multiplied by
-    float gamma, scale;
 
     // Logits and gradient in the order of (outer, C, inner), or of (N, C).
     void lie_in_order() {
@@ -96,17 +109,17 @@ struct Totals {
 #endif
 
 namespace oldest {
-#include "_cpu_tiles.h"
+#include "tiles.h"
 }
 #ifdef HAS_GENERATIONS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi,bmi2")
 namespace avx2 {
-#include "_cpu_tiles.h"
+#include "tiles.h"
 }
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 namespace avx512 {
-#include "_cpu_tiles.h"
+#include "tiles.h"
 }
 #pragma GCC pop_options
 #endif
@@ -137,6 +150,7 @@ int newest_generation() { return 0; }
 }  // namespace
 
 extern "C" {
+extern const int lmf_multi_interface = 1;        // INTERFACE in __init__.py, which says when to raise
 int lmf_multi_generation = newest_generation();  // tests lower it
 }
 
@@ -164,54 +178,49 @@ Totals totals(const Generation &cpu, const Call &call, const Plan &plan, int64_t
 }  // namespace
 
 // For PyTorch: the loss, summed, and its gradient; what is not finite is left to its operations.
-// Means divide LDAM by the total class weight and focal by the number of examples, those of the
-// batch where `total_weight` is NaN; `by_weight` 0 divides both by the examples, `by_examples` 0
-// neither. Returns 0; before anything is written, 1 for a label that is out of range and 2 where
-// memory is short.
-extern "C" int lmf_multi_one_class(
-    const void *z, int bfloat16, const int64_t *y, const float *margins, const float *weights,
-    float *grad, float *losses, double *loss, int64_t N, int64_t C, int64_t inner,
-    int64_t z_outer, int64_t z_inner, int64_t z_class, int64_t grad_outer, int64_t grad_inner,
-    int64_t grad_class, int64_t ignore_index, double alpha, double beta, double gamma, double scale,
-    int by_weight, int by_examples, double total_weight, double total_examples, int threads) {
-    Call call = {z, (bool)bfloat16, y, nullptr, margins, weights, grad, losses, N, C, inner,
-                 z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class, ignore_index,
-                 margins != nullptr, beta != 0, alpha, beta, (float)gamma, (float)scale};
-    if (inner == 1) {  // rows of one axis
-        call.inner = N;
-        call.z_inner = z_outer;
-        call.grad_inner = grad_outer;
+// Means divide LDAM by the total class weight and focal by the number of examples; `by_weight` 0
+// divides both by the examples, `by_examples` 0 neither. Before anything is written it returns
+// whether a label is out of range, memory is short, or the structure is another one.
+extern "C" int lmf_multi_one_class(lmf_multi_call *given) {
+    if (given->size != sizeof *given) return OTHER_SIZE;
+    Call call = {*given, nullptr, given->margins != nullptr, given->beta != 0, 0, 0};
+    if (call.inner == 1) {  // rows of one axis
+        call.inner = call.N;
+        call.z_inner = call.z_outer;
+        call.grad_inner = call.grad_outer;
     }
     const Generation &cpu = GENERATIONS[lmf_multi_generation];
     Plan plan = divide(call);
-    int64_t chunks = (N + plan.chunk - 1) / plan.chunk;
-    if (N * C <= ALONE) threads = 1;
+    int64_t N = call.N, chunks = (N + plan.chunk - 1) / plan.chunk;
+    int threads = N * call.C <= ALONE ? 1 : call.threads;
     float *work = (float *)aligned_alloc(4 * LANES, threads * 2 * plan.size * sizeof(float));
     double *sums = (double *)calloc(2 * chunks, sizeof(double));
     if (!work || !sums) {
         free(work);
         free(sums);
-        return 2;
+        return NO_MEMORY;
     }
     Totals found = totals(cpu, call, plan, chunks, threads, sums);
-    if (found.known) {
-        if (total_weight == total_weight) found = {total_weight, total_examples, true};
+    bool known = found.known;
+    if (known) {
+        if (call.total_weight == call.total_weight)
+            found = {call.total_weight, call.total_examples, true};
         double examples = found.examples < 1 ? 1 : found.examples;
-        double weight = !by_weight ? examples : found.weight == 0 ? 1 : found.weight;
-        call.a = alpha / (by_examples ? weight : 1);
-        call.b = beta / (by_examples ? examples : 1);
+        double weight = !call.by_weight ? examples : found.weight == 0 ? 1 : found.weight;
+        call.a = call.alpha / (call.by_examples ? weight : 1);
+        call.b = call.beta / (call.by_examples ? examples : 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t i = 0; i < chunks; i++) {
             int64_t begin = i * plan.chunk, end = begin + plan.chunk;
             float *x = work + omp_get_thread_num() * 2 * plan.size;
             sums[i] = cpu.chunk(call, plan, begin, end < N ? end : N, x);
         }
-        *loss = 0;
-        for (int64_t i = 0; i < chunks; i++) *loss += sums[i];
+        given->loss = 0;
+        for (int64_t i = 0; i < chunks; i++) given->loss += sums[i];
     }
     free(work);
     free(sums);
-    return !found.known;
+    return known ? DONE : UNKNOWN_LABEL;
 }
 
 // --- for XLA, whose threads share the work
@@ -292,7 +301,7 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     auto work = std::make_shared<Work>();
     Call &call = work->call = {};
     call.z = z.data;
-    call.bfloat16 = z.dtype == xla::BF16;
+    call.dtype = z.dtype == xla::BF16 ? BFLOAT16 : FLOAT32;
     call.y_32 = (const int32_t *)arguments[1]->data;
     call.ignore_index = -2;
     call.losses = (float *)results[0]->data;

@@ -1,4 +1,4 @@
-// Tiles of rows: their loss and its gradient. _cpu.cpp declares what is used here, and includes
+// Tiles of rows: their loss and its gradient. one_class.cpp declares what is used here, and includes
 // this file once for each generation of CPUs.
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -6,6 +6,9 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
     uint16_t bits;
 };
 
@@ -217,23 +220,39 @@ INLINE void terms(const Call &call, Rows &rows) {
 
 // --- a tile: exponentials and gradient, where a vector takes rows: x and e are (C, pitch)
 
-INLINE float widened(float x) { return x; }
-INLINE float widened(BFloat16 x) {
-    uint32_t bits = (uint32_t)x.bits << 16;
-    float y;
-    memcpy(&y, &bits, sizeof y);
+template <class To, class From>
+INLINE To same_bits(From x) {
+    To y;
+    memcpy(&y, &x, sizeof y);
     return y;
 }
+
+// Of numbers and their bits, or of vectors of them: float32's exponent has three bits more
+template <class Number, class Bits>
+INLINE Number of_float16(Bits x) {
+    Bits rest = (x & 0x7fff) << 13, bits = rest + (112 << 23);
+    Number subnormal = same_bits<Number>(rest + (113 << 23)) - 0x1p-14f;
+    bits = rest < (1 << 23) ? same_bits<Bits>(subnormal) : bits;
+    bits = rest >= (31 << 23) ? rest + (224 << 23) : bits;  // infinity and NaN
+    return same_bits<Number>(bits | (x & 0x8000) << 16);
+}
+
+INLINE float widened(float x) { return x; }
+INLINE float widened(BFloat16 x) { return same_bits<float>((uint32_t)x.bits << 16); }
+INLINE float widened(Float16 x) { return of_float16<float>((int32_t)x.bits); }
+
 INLINE Floats widened_from(const float *z) {
     Floats x;
     memcpy(&x, z, sizeof x);
     return x;
 }
-INLINE Floats widened_from(const BFloat16 *z) {
+INLINE Ints widened_bits(const void *z) {
     Halves x;
     memcpy(&x, z, sizeof x);
-    return (Floats)(__builtin_convertvector(x, Ints) << 16);
+    return __builtin_convertvector(x, Ints);
 }
+INLINE Floats widened_from(const BFloat16 *z) { return (Floats)(widened_bits(z) << 16); }
+INLINE Floats widened_from(const Float16 *z) { return of_float16<Floats>(widened_bits(z)); }
 
 // Σ e^{s (x - M)} over the classes of a vector's rows, each of which goes to e
 INLINE Floats exp_and_sum(int64_t C, int64_t pitch, const float *x, float *e, Floats M, float s) {
@@ -381,8 +400,10 @@ double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, flo
     double total = 0;
     for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
         rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
-        if (call.bfloat16)
+        if (call.dtype == BFLOAT16)
             take<BFloat16>(call, plan, rows, x, x + plan.size);
+        else if (call.dtype == FLOAT16)
+            take<Float16>(call, plan, rows, x, x + plan.size);
         else
             take<float>(call, plan, rows, x, x + plan.size);
         for (int64_t r = 0; r < rows.n; r++) {

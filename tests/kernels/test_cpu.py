@@ -1,14 +1,12 @@
-"""PyTorch's compiled CPU kernel, beside the suite of every backend: layouts, sizes, its absence."""
+"""PyTorch's compiled CPU kernel, beside the suite of every backend: layouts and sizes."""
 
 import ctypes
 import dataclasses
-import importlib.util
-import logging
 
 import numpy as np
 import pytest
 
-from lmf_multi import reference
+from lmf_multi import _kernel, reference
 from tests.adapters import Torch as TorchAdapter
 from tests.cases import Case, Result, rounded
 from tests.checks import refuses
@@ -27,16 +25,16 @@ def torch():
 @pytest.fixture
 def cpu(torch):
     """The module, or a skip where no compiler was at hand when the package was installed."""
-    cpu = load("lmf_multi.torch._cpu")
-    need_kernel(cpu.kernel(), "torch")
-    return cpu
+    need_kernel(_kernel.library(), "torch")
+    return load("lmf_multi.torch._cpu")
 
 
 @pytest.fixture
 def calls(cpu, monkeypatch):
     """One entry for each call of the kernel."""
-    calls, kernel = [], cpu.kernel()
-    monkeypatch.setattr(cpu, "kernel", lambda: lambda *a: calls.append(1) or kernel(*a))
+    calls, kernel = [], _kernel.library().lmf_multi_one_class
+    spy = lambda call: calls.append(1) or kernel(call)  # noqa: E731
+    monkeypatch.setattr(_kernel.library(), "lmf_multi_one_class", spy)
     return calls
 
 
@@ -81,7 +79,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("C", [2, 7, 64, 65, 1000])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(torch, calls, layout, C, dtype):
@@ -96,10 +94,28 @@ def test_layouts(torch, calls, layout, C, dtype):
     assert len(calls) == 9
 
 
+@pytest.mark.parametrize("C", [4, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_half(torch, calls, C, dtype):
+    """Each of the 2^16 that is finite, subnormal ones among them, gives the bits of its float32."""
+    bits = torch.arange(2**16).to(torch.int16).view(getattr(torch, dtype))
+    z = bits.where(bits.isfinite(), 0).view(-1, C)
+    y, loss = (
+        torch.zeros(len(z), dtype=torch.long),
+        load("lmf_multi.torch").LMFLoss(range(1, C + 1)),
+    )
+    results = []
+    for logits in (z.requires_grad_(), z.detach().float().requires_grad_()):
+        value = loss(logits, y)
+        results.append((value, torch.autograd.grad(value, logits)[0].to(z.dtype)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("generation", [0, 1])
 def test_older_processors(torch, calls, generation):
     """The same code in the instructions of older ones; the newest this one has are tested above."""
-    newest = ctypes.c_int.in_dll(load("lmf_multi._cpu").library(), "lmf_multi_generation")
+    newest = ctypes.c_int.in_dll(_kernel.library(), "lmf_multi_generation")
     found = newest.value
     if generation >= found:
         pytest.skip("this processor has no newer instructions")
@@ -214,28 +230,10 @@ def test_views_that_negate(torch, calls):
     assert len(calls) == 1
 
 
-def test_absence_is_said_once(torch, monkeypatch, caplog):
-    cpu, library = load("lmf_multi.torch._cpu"), load("lmf_multi._cpu").library
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for cache in (library, cpu.kernel):
-        cache.cache_clear()
-    try:
-        with caplog.at_level(logging.DEBUG, logger="lmf_multi"):
-            assert cpu.kernel() is None and cpu.kernel() is None
-    finally:
-        for cache in (library, cpu.kernel):
-            cache.cache_clear()
-    (record,) = caplog.records
-    assert record.levelno == logging.DEBUG and "was not compiled" in record.message
-
-
-@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_loss_without_the_kernel(torch, monkeypatch, dtype, small):
+def test_the_loss_without_the_kernel(torch, monkeypatch, dtype):
     """Hard examples, masked ones with NaN among them."""
-    monkeypatch.setattr(load("lmf_multi.torch._cpu"), "kernel", lambda: None)
-    if not small:
-        monkeypatch.setattr(load("lmf_multi.torch._functional"), "SMALL", 0)
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", "0")
     logits, labels = hard_examples(3)
     logits, where = rounded(logits, dtype), np.arange(len(labels)) % 5 > 0
     case = Case(logits, labels, COUNTS, WEIGHTS, dtype=dtype, reduction="none")
@@ -278,9 +276,9 @@ def test_second_derivatives(torch, calls):
 
 
 @pytest.fixture
-def operator(calls, cpu, monkeypatch):
+def operator(calls, monkeypatch):
     """One entry for each call of the kernel, which compiled code makes whatever the size."""
-    monkeypatch.setattr(cpu, "WORTH_A_CALL", 0)
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", "always")
     return calls
 
 
@@ -325,7 +323,7 @@ def test_compiled_layouts(torch, operator, layout):
     assert len(operator) == 4
 
 
-def test_compiled_parts_of_a_batch(torch, operator, cpu, monkeypatch):
+def test_compiled_parts_of_a_batch(torch, operator, monkeypatch):
     """The means of a larger batch: its totals reach the kernel, and the operations without it."""
     z, y, loss = batch(torch, 30, 3)
     run, totals, expected = compiled(torch, loss), loss.normalizers(y), loss(z, y)
@@ -333,7 +331,7 @@ def test_compiled_parts_of_a_batch(torch, operator, cpu, monkeypatch):
     value = sum(run(*part, normalizers=totals) for part in parts)
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     assert len(operator) == 3
-    monkeypatch.setattr(cpu, "has_kernel_for", lambda *tensors: False)
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", "0")
     value = sum(run(*part, normalizers=totals) for part in parts)
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     assert len(operator) == 3

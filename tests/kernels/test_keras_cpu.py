@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmf_multi import reference
+from lmf_multi import _kernel, reference
 from tests.adapters import Keras as KerasAdapter
 from tests.cases import Case, rounded
 from tests.engines import without_kernel
@@ -21,7 +21,7 @@ if KERAS_BACKEND != "tensorflow":
 
 RNG = np.random.default_rng(0)
 COUNTS = (625, 16, 1)
-CPU = "lmf_multi.keras._tensorflow_cpu"
+CPU = "lmf_multi.keras._tensorflow._cpu"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_graphs_that_xla_compiles_call_it(tf, losses):
     assert calls(step(tf, loss, jit=False), z, y) == 0
     in_double = losses.LMFLoss(COUNTS, dtype="float64")
     assert calls(step(tf, in_double), tf.cast(z, tf.float64), y) == 0
-    with without_kernel(CPU):
+    with without_kernel():
         assert calls(step(tf, loss), z, y) == 0
     inner = step(tf, loss, jit=None)
     outer = tf.function(lambda z, y: inner(z, y), jit_compile=True)
@@ -183,7 +183,7 @@ def test_fit(tf, losses):
         return model.fit(x, y, batch_size=32, epochs=3, verbose=0).history["loss"]
 
     found = history()
-    with without_kernel(CPU):
+    with without_kernel():
         expected = history()
     assert expected[0] != expected[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -227,30 +227,29 @@ def test_saved_models(tf, losses, tmp_path):
 
 @pytest.mark.parametrize("reason", ["not compiled", "too old", "another version"])
 def test_absence_is_said_once(tf, losses, cpu, monkeypatch, caplog, reason):
-    library = load("lmf_multi._cpu").library
     z, y = batch(tf, 6, 3)
     expected = losses.LMFLoss(COUNTS)(y, z)
     if reason == "not compiled":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        library.cache_clear()
+        _kernel.opened.cache_clear()
     elif reason == "too old":
         xla = load("tensorflow.compiler.tf2xla.python.xla")
         monkeypatch.setattr(xla, "call_module_maximum_supported_version", lambda: 8)
     else:
-        monkeypatch.setattr(library(), "lmf_multi_register_xla", lambda *_: 0)
-    cpu.has_kernel.cache_clear()
+        monkeypatch.setattr(_kernel.library(), "lmf_multi_register_xla", lambda *_: 0)
+    cpu._registers.cache_clear()
     try:
         with caplog.at_level(logging.DEBUG, logger="lmf_multi"):
             values = [step(tf, losses.LMFLoss(COUNTS))(z, y)[0] for _ in range(2)]
     finally:
         monkeypatch.undo()
-        library.cache_clear()
-        cpu.has_kernel.cache_clear()
+        _kernel.opened.cache_clear()
+        cpu._registers.cache_clear()
     np.testing.assert_allclose(values, 2 * [expected], rtol=1e-6)
     (record,) = (record for record in caplog.records if record.name == "lmf_multi")
     assert record.levelno == logging.DEBUG
     said = {
-        "not compiled": "was not compiled",
+        "not compiled": "it was not compiled",
         "too old": "version 8",
         "another version": "refuses",
     }
