@@ -4,14 +4,14 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from lmf_multi._terms import Numbers, Vectors
 from lmf_multi.spec import (
     Counts,
-    Floats,
     LMFSpec,
     Weights,
     as_counts,
@@ -23,110 +23,64 @@ from lmf_multi.spec import (
 )
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """What a loss remembers for ``lmf_loss``, and the plain arguments that would build it again."""
 
-    margins: Floats | None
-    class_weight: Floats | None
-    alpha: float
-    beta: float
-    gamma: float
-    scale: float
-    label_smoothing: float
+    vectors: Vectors
+    numbers: Numbers
     config: dict[str, Any]
 
 
 def lmf_parameters(
-    class_counts: Counts,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    max_margin: float,
-    scale: float,
-    class_weight: Weights,
-    label_smoothing: float,
+    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
 ) -> Parameters:
     """Parameters of every ``LMFLoss``."""
-    spec = LMFSpec(
-        class_counts,
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        max_margin=max_margin,
-        scale=scale,
-        class_weight=class_weight,
-        label_smoothing=label_smoothing,
-    )
-    config = {
+    options: Any = {"max_margin": max_margin, "class_weight": class_weight}
+    spec = LMFSpec(class_counts, **options, **numbers._asdict())
+    config = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    config |= {
         "class_counts": list(spec.class_counts),
-        "alpha": spec.alpha,
-        "beta": spec.beta,
-        "gamma": spec.gamma,
-        "max_margin": spec.max_margin,
-        "scale": spec.scale,
         "class_weight": _plain(spec.class_weight),
-        "label_smoothing": spec.label_smoothing,
     }
     weights = None if spec.class_weight is None else spec.weights
-    return Parameters(
-        spec.margins,
-        weights,
-        spec.alpha,
-        spec.beta,
-        spec.gamma,
-        spec.scale,
-        spec.label_smoothing,
-        config,
-    )
+    numbers = Numbers(**{name: config[name] for name in Numbers._fields})
+    return Parameters(Vectors(spec.margins, weights), numbers, config)
 
 
 def ldam_parameters(
-    class_counts: Counts,
-    max_margin: float,
-    scale: float,
-    class_weight: Weights,
-    label_smoothing: float,
+    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
 ) -> Parameters:
-    """Parameters of every ``LDAMLoss``."""
-    lmf = lmf_parameters(
-        class_counts, 1.0, 0.0, 0.0, max_margin, scale, class_weight, label_smoothing
-    )
+    """Parameters of every ``LDAMLoss``, with scale and label smoothing from ``numbers``."""
+    numbers = numbers._replace(alpha=1.0, beta=0.0, gamma=0.0)
+    parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
     of_focal = ("alpha", "beta", "gamma")
-    config = {name: value for name, value in lmf.config.items() if name not in of_focal}
-    return replace(lmf, config=config)
+    config = {k: value for k, value in parameters.config.items() if k not in of_focal}
+    return parameters._replace(config=config)
 
 
 def focal_parameters(
-    class_counts: Counts,
-    gamma: float,
-    max_margin: float,
-    class_weight: Weights,
-    label_smoothing: float,
+    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
 ) -> Parameters:
-    """Parameters of every ``FocalLoss``."""
-    check_parameters(gamma=gamma, max_margin=max_margin, label_smoothing=label_smoothing)
+    """Parameters of every ``FocalLoss``, with γ and label smoothing from ``numbers``."""
+    γ, ε = numbers.gamma, numbers.label_smoothing
+    check_parameters(gamma=γ, max_margin=max_margin, label_smoothing=ε)
     weights = focal_weights(class_counts, class_weight, max_margin)
     config = {
         "class_counts": None if class_counts is None else list(as_counts(class_counts)),
-        "gamma": float(gamma),
+        "gamma": float(γ),
         "max_margin": float(max_margin),
         "class_weight": class_weight if isinstance(class_weight, str) else _plain(weights),
-        "label_smoothing": float(label_smoothing),
+        "label_smoothing": float(ε),
     }
-    return Parameters(None, weights, 0.0, 1.0, float(gamma), 1.0, float(label_smoothing), config)
+    return Parameters(Vectors(None, weights), Numbers(0.0, 1.0, float(γ), 1.0, float(ε)), config)
 
 
 def sigmoid_parameters(
     positive_counts: Any,
     negative_counts: Any,
-    alpha: float,
-    beta: float,
-    gamma: float,
+    numbers: Numbers,
     max_margin: float,
-    scale: float,
     class_weight: Weights,
-    label_smoothing: float,
 ) -> Parameters:
     """Parameters of every ``SigmoidLMFLoss``: for each label those of its two classes."""
     positive = as_label_counts("positive_counts", positive_counts)
@@ -149,12 +103,12 @@ def sigmoid_parameters(
         rows = list(np.broadcast_to(w, n.shape))
         class_weight = w.astype(np.float64).tolist()
     labels = [
-        lmf_parameters(counts, alpha, beta, gamma, max_margin, scale, row, label_smoothing)
+        lmf_parameters(counts, numbers, max_margin, row)
         for counts, row in zip(n, rows, strict=True)
     ]
     margins, weights = (
         None if values[0] is None else np.stack(values).reshape(*shape, 2)
-        for values in zip(*((each.margins, each.class_weight) for each in labels), strict=True)
+        for values in zip(*(each.vectors for each in labels), strict=True)
     )
     config = {
         "positive_counts": n[:, 1].tolist() if shape else positive,
@@ -163,13 +117,19 @@ def sigmoid_parameters(
         "class_weight": class_weight,
     }
     del config["class_counts"]
-    return replace(labels[0], margins=margins, class_weight=weights, config=config)
+    return Parameters(Vectors(margins, weights), labels[0].numbers, config)
+
+
+def remember(loss: Any, parameters: Parameters) -> None:
+    """Set the hyper-parameters as a loss's attributes, which users may change."""
+    for name, number in parameters.numbers._asdict().items():
+        setattr(loss, name, number)
+    loss._config = parameters.config
 
 
 def current(config: dict[str, Any], loss: Any) -> dict[str, Any]:
     """The arguments that would build ``loss`` as it is now: hyper-parameters may have been set."""
-    names = ("alpha", "beta", "gamma", "scale", "label_smoothing")
-    return config | {name: getattr(loss, name) for name in names if name in config}
+    return config | {name: getattr(loss, name) for name in Numbers._fields if name in config}
 
 
 def arguments(config: dict[str, Any]) -> str:
@@ -183,17 +143,29 @@ def _plain(weights: Weights) -> Any:
 
 
 class _Constructors:
-    build: ClassVar[Callable[..., Parameters]]
+    _build: ClassVar[Callable[..., Parameters]]
+    alpha: Any
+    beta: Any
+    gamma: Any
+    scale: Any
+    label_smoothing: Any
 
     if TYPE_CHECKING:  # each framework's class brings its own __init__
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> Parameters:
+        """The parameters of the loss that plain arguments would build."""
+        numbers = {name: config[name] for name in Numbers._fields if name in config}
+        others = {name: value for name, value in config.items() if name not in numbers}
+        return cls._build(numbers=Numbers(**numbers), **others)
+
 
 class LMFConstructors(_Constructors):
     """Constructors of every ``LMFLoss``."""
 
-    build = staticmethod(lmf_parameters)
+    _build = staticmethod(lmf_parameters)
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
@@ -270,7 +242,7 @@ class LMFConstructors(_Constructors):
 class LDAMConstructors(_Constructors):
     """Constructors of every ``LDAMLoss``."""
 
-    build = staticmethod(ldam_parameters)
+    _build = staticmethod(ldam_parameters)
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
@@ -312,11 +284,13 @@ class LDAMConstructors(_Constructors):
 class FocalConstructors(_Constructors):
     """Constructors of every ``FocalLoss``."""
 
-    @staticmethod
-    def build(class_counts: Counts, *, class_weight: Weights, **numbers: Any) -> Parameters:
-        """Parameters with other class weights, of which only the named ones take the counts."""
-        counts = class_counts if isinstance(class_weight, str) else None
-        return focal_parameters(counts, class_weight=class_weight, **numbers)
+    _build = staticmethod(focal_parameters)
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> Parameters:
+        """As any other, but only named class weights take the counts."""
+        is_named = isinstance(config["class_weight"], str)
+        return super().build(config if is_named else config | {"class_counts": None})
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
@@ -344,4 +318,4 @@ class FocalConstructors(_Constructors):
 class SigmoidConstructors(_Constructors):
     """What every ``SigmoidLMFLoss`` is built from."""
 
-    build = staticmethod(sigmoid_parameters)
+    _build = staticmethod(sigmoid_parameters)

@@ -1,29 +1,17 @@
 r"""The definition: values and analytic gradients in float64 NumPy.
 
-N examples, C classes. Every other implementation keeps these steps, their order and their names:
+``lmf_multi._terms`` says what the symbols mean and have as shapes. Every other implementation keeps
+these steps, their order and their names:
 
 1. ``check_inputs``: shapes and dtypes.
-2. ``_targets``: labels become a distribution q over the classes, with zeros for masked examples.
-3. ``_normalizers``, and from them the coefficients: what each term of each class counts for.
-4. ``_mixture``: the terms weighted by their coefficients, and the gradient by the chain rule.
-5. ``_ldam``, ``_focal``: a term from its one-vs-rest log-odds, and its slope.
+2. ``targets``: labels become a distribution q over the classes, with zeros for masked examples.
+3. ``normalizers``, and from them a and b: what a class weight of 1 counts for in each term.
+4. ``all_classes``: the terms weighted by q and w, and the gradient by the chain rule.
+5. ``ldam``, ``focal``: a term from its one-vs-rest log-odds, and its slope.
 
-The sigmoid form has the same steps, with ``_sigmoid_targets`` and ``_sigmoid_mixture`` for 2 and 4.
-
-The fast implementations compute the labelled class alone (``_one_class``) or all of them together
-(``_all_classes``); here each class is computed by itself.
-
-====== ======== ==========================================================
-symbol shape    meaning
-====== ======== ==========================================================
-z      (N, C)   logits, nats
-q      (N, C)   target distribution
-Δ      (C,)     margins, logit units
-w      (C,)     class weights
-W      (N,)     an example's class weight, Σ_j q_ij w_j
-a, b   (N, C)   coefficients of LDAM_j and Focal_j
-γ, s   scalars  focusing exponent, LDAM scale
-====== ======== ==========================================================
+The sigmoid form has the same steps, with ``sigmoid_targets`` and ``sigmoid`` for 2 and 4. The fast
+implementations compute the labelled class alone (``one_class``) or all of them together; here each
+class is computed by itself.
 """
 
 from typing import Any
@@ -42,9 +30,11 @@ from lmf_multi._constructors import (
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    remember,
     sigmoid_parameters,
 )
 from lmf_multi._heads import cosine_logits
+from lmf_multi._terms import Labels, Numbers, Options, Terms, Vectors, numbers_of
 from lmf_multi.spec import (
     Counts,
     Floats,
@@ -57,6 +47,8 @@ from lmf_multi.spec import (
     check_reduction,
     check_sigmoid_inputs,
     check_vectors,
+    described,
+    shapes_of,
 )
 
 __all__ = [
@@ -135,21 +127,9 @@ def lmf_loss(
     >>> lmf_loss(np.array([[2.0, 0.0], [0.5, 1.0]]), np.array([0, 1]), [0.1, 0.5]).round(4)
     np.float64(0.5775)
     """
-    value, _ = lmf_loss_and_grad(
-        logits,
-        labels,
-        margins,
-        class_weight,
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        scale=scale,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
-        reduction=reduction,
-    )
-    return value
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
 
 
 def ldam_loss(
@@ -169,19 +149,9 @@ def ldam_loss(
     >>> ldam_loss(np.array([[0.2, 0.0]]), np.array([0]), [0.2, 0.5], scale=2.0).round(4)
     np.float64(0.6931)
     """
-    return lmf_loss(
-        logits,
-        labels,
-        margins,
-        class_weight,
-        alpha=1.0,
-        beta=0.0,
-        scale=scale,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
-        reduction=reduction,
-    )
+    numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
 
 
 def focal_loss(
@@ -200,20 +170,9 @@ def focal_loss(
     >>> focal_loss(np.array([[0.0, 0.0]]), np.array([0]), gamma=2.0).round(4)
     np.float64(0.1733)
     """
-    z = np.asarray(logits)
-    return lmf_loss(
-        z,
-        labels,
-        np.zeros(z.shape[axis]),
-        class_weight,
-        alpha=0.0,
-        beta=1.0,
-        gamma=gamma,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
-        reduction=reduction,
-    )
+    numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _softmax_loss(logits, labels, Vectors(None, class_weight), numbers, options)[0]
 
 
 def sigmoid_lmf_loss(
@@ -266,21 +225,9 @@ def sigmoid_lmf_loss(
     >>> sigmoid_lmf_loss(np.array([-2.0, 0.5]), np.array([0, 1]), margins).round(4)
     np.float64(0.5775)
     """
-    value, _ = sigmoid_lmf_loss_and_grad(
-        logits,
-        labels,
-        margins,
-        class_weight,
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        scale=scale,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
-        reduction=reduction,
-    )
-    return value
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _sigmoid_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
 
 
 def lmf_loss_and_grad(
@@ -315,37 +262,9 @@ def lmf_loss_and_grad(
     >>> grad.round(4)
     array([[-0.1436,  0.105 ,  0.0386]])
     """
-    check_vectors(margins=margins, class_weight=class_weight)
-    z, y, Δ = np.asarray(logits), np.asarray(labels), np.asarray(margins, np.float64)
-    w = None if class_weight is None else np.asarray(class_weight, np.float64)
-    mask = None if where is None else np.asarray(where)
-    check_parameters(
-        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
-    )
-    check_reduction(reduction)
-    soft = check_inputs(
-        (z.shape, z.dtype),
-        (y.shape, y.dtype),
-        axis,
-        {"margins": Δ.shape, "class_weight": None if w is None else w.shape},
-        None if mask is None else (mask.shape, mask.dtype),
-    )
-
-    z = np.moveaxis(z, axis, -1)
-    shape, C = z.shape, z.shape[-1]
-    y = np.moveaxis(y, axis, -1).reshape(-1, C) if soft else y.reshape(-1)
-    valid = np.ones(len(y), bool) if mask is None else mask.reshape(-1)
-    z = np.where(valid[:, None], z.reshape(-1, C).astype(np.float64), 0.0)
-
-    q = _targets(y, valid, C)
-    w = np.ones(C) if w is None else w
-    by_weight, by_examples = _normalizers(q @ w, valid, reduction)
-    q = ((1 - label_smoothing) * q + label_smoothing / C) * valid[:, None]
-    a, b = alpha * q * w / by_weight, beta * q * w / by_examples
-    loss, grad = _mixture(z, a, b, Δ, gamma, scale)
-
-    value: Floats = loss.reshape(shape[:-1]) if reduction == "none" else loss.sum()
-    return value, np.moveaxis(grad.reshape(shape), -1, axis)
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
 
 
 def sigmoid_lmf_loss_and_grad(
@@ -369,61 +288,66 @@ def sigmoid_lmf_loss_and_grad(
     >>> grad.round(4)
     array([-0.0427,  0.0427])
     """
-    check_vectors(margins=margins, class_weight=class_weight)
-    x, t, Δ = np.asarray(logits), np.asarray(labels), np.asarray(margins, np.float64)
-    w = None if class_weight is None else np.asarray(class_weight, np.float64)
-    mask = None if where is None else np.asarray(where)
-    check_parameters(
-        alpha=alpha, beta=beta, gamma=gamma, scale=scale, label_smoothing=label_smoothing
-    )
-    check_reduction(reduction)
-    check_sigmoid_inputs(
-        (x.shape, x.dtype),
-        (t.shape, t.dtype),
-        axis,
-        {"margins": Δ.shape, "class_weight": None if w is None else w.shape},
-        None if mask is None else (mask.shape, mask.dtype),
-    )
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(axis, where, reduction=reduction)
+    return _sigmoid_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
 
+
+def _softmax_loss(
+    logits: ArrayLike, labels: ArrayLike, vectors: Vectors, numbers: Numbers, options: Options
+) -> tuple[Floats, Floats]:
+    """The reduced loss () or (...,), and its gradient (..., C)."""
+    batch, soft = _checked(check_inputs, (logits, labels), vectors, numbers, options)
+    z, y, mask, Δ, w = batch
+    z = np.moveaxis(z, options.axis, -1)
+    shape, C = z.shape, z.shape[-1]
+    y = np.moveaxis(y, options.axis, -1).reshape(-1, C) if soft else y.reshape(-1)
+    valid = np.ones(len(y), bool) if mask is None else mask.reshape(-1)
+    z = np.where(valid[:, None], z.reshape(-1, C).astype(np.float64), 0.0)
+
+    q = _targets(y, valid, C)
+    Δ, w = (np.zeros(C) if Δ is None else Δ), (np.ones(C) if w is None else w)
+    a, b = _shares(q @ w, valid, numbers, options.reduction)
+    ε = numbers.label_smoothing
+    q = ((1 - ε) * q + ε / C) * valid[:, None]
+    loss, grad = _all_classes(z, Labels(q=q), Terms(Δ, w, a, b, numbers.gamma, numbers.scale))
+
+    value: Floats = loss.reshape(shape[:-1]) if options.reduction == "none" else loss.sum()
+    return value, np.moveaxis(grad.reshape(shape), -1, options.axis)
+
+
+def _sigmoid_loss(
+    logits: ArrayLike, labels: ArrayLike, vectors: Vectors, numbers: Numbers, options: Options
+) -> tuple[Floats, Floats]:
+    """The reduced loss () or (...,), and its gradient (...,)."""
+    batch, _ = _checked(check_sigmoid_inputs, (logits, labels), vectors, numbers, options)
+    x, t, mask, Δ, w = batch
     valid = np.ones(x.shape, bool) if mask is None else mask
     x = np.where(valid, x.astype(np.float64), 0.0)
-    Δ, w = (_by_label(v, x.ndim, axis) for v in (Δ, np.ones(2) if w is None else w))
+    Δ, w = (_by_label(v, x.ndim, options.axis) for v in (Δ, np.ones(2) if w is None else w))
 
     q = _sigmoid_targets(t, valid)
-    by_weight, by_examples = _normalizers((q * w).sum(0), valid, reduction)
-    q = ((1 - label_smoothing) * q + label_smoothing / 2) * valid
-    a, b = alpha * q * w / by_weight, beta * q * w / by_examples
-    loss, grad = _sigmoid_mixture(x, a, b, Δ, gamma, scale)
+    a, b = _shares((q * w).sum(0), valid, numbers, options.reduction)
+    ε = numbers.label_smoothing
+    q = ((1 - ε) * q + ε / 2) * valid
+    loss, grad = _sigmoid(x, Labels(q=q), Terms(Δ, w, a, b, numbers.gamma, numbers.scale))
 
-    value: Floats = loss if reduction == "none" else loss.sum()
+    value: Floats = loss if options.reduction == "none" else loss.sum()
     return value, grad
 
 
-def _by_label(vector: Floats, ndim: int, axis: int) -> Floats:
-    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
-    if vector.ndim == 1:
-        return vector.reshape(2, *[1] * ndim)
-    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
-
-
-def _sigmoid_targets(t: NDArray[Any], valid: NDArray[np.bool_]) -> Floats:
-    """Distributions over negative and positive (2, …) before smoothing; 0 for masked elements."""
-    t = np.where(valid, t.astype(np.float64), 0.0)
-    check_probability_range(t.min(initial=0), t.max(initial=0), "where")
-    return np.stack([1 - t, t]) * valid
-
-
-def _sigmoid_mixture(
-    x: Floats, a: Floats, b: Floats, Δ: Floats, γ: float, s: float
-) -> tuple[Floats, Floats]:
-    """a⁻ LDAM⁻ + a⁺ LDAM⁺ + b⁻ Focal⁻ + b⁺ Focal⁺ of each element, and its gradient."""
-    sign = np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        ω = sign * x
-        ldam, ldam_slope = _ldam(s * (ω - Δ), s)
-        focal, focal_slope = _focal(ω, γ)
-        loss = (_times(a, ldam) + _times(b, focal)).sum(0)
-        return loss, (sign * (a * ldam_slope + b * focal_slope)).sum(0)
+def _checked(
+    check: Any, arrays: tuple[ArrayLike, ...], vectors: Vectors, numbers: Numbers, options: Options
+) -> tuple[tuple[Any, ...], bool]:
+    """Logits, labels, mask, margins and weights as arrays; whether labels are distributions."""
+    check_vectors(**vectors._asdict())
+    check_parameters(**numbers._asdict())
+    check_reduction(options.reduction)
+    z, y = map(np.asarray, arrays)
+    mask = None if options.where is None else np.asarray(options.where)
+    Δ, w = (None if v is None else np.asarray(v, np.float64) for v in vectors)
+    soft = check(described(z), described(y), options.axis, shapes_of(Δ, w), described(mask))
+    return (z, y, mask, Δ, w), soft
 
 
 def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
@@ -433,6 +357,20 @@ def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
     y = np.where(valid, y, 0)
     check_label_range(int(y.min(initial=0)), int(y.max(initial=0)), C, "where")
     return np.where(valid[:, None], np.eye(C)[y], 0.0)
+
+
+def _sigmoid_targets(t: NDArray[Any], valid: NDArray[np.bool_]) -> Floats:
+    """Distributions over negative and positive (2, …) before smoothing; 0 for masked elements."""
+    t = np.where(valid, t.astype(np.float64), 0.0)
+    check_probability_range(t.min(initial=0), t.max(initial=0), "where")
+    return np.stack([1 - t, t]) * valid
+
+
+def _by_label(vector: Floats, ndim: int, axis: int) -> Floats:
+    """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
+    if vector.ndim == 1:
+        return vector.reshape(2, *[1] * ndim)
+    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
 
 
 def _normalizers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> tuple[float, float]:
@@ -445,18 +383,25 @@ def _normalizers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> t
     return float(W.sum()) or 1.0, N
 
 
-def _mixture(
-    z: Floats, a: Floats, b: Floats, Δ: Floats, γ: float, s: float
-) -> tuple[Floats, Floats]:
-    """Σ_j a_j LDAM_j + b_j Focal_j of each example (N,), and its gradient (N, C)."""
-    loss, grad = np.zeros(len(z)), np.zeros_like(z)
+def _shares(
+    W: Floats, valid: NDArray[np.bool_], numbers: Numbers, reduction: Reduction
+) -> tuple[float, float]:
+    """a and b."""
+    by_weight, by_examples = _normalizers(W, valid, reduction)
+    return numbers.alpha / by_weight, numbers.beta / by_examples
+
+
+def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
+    """Σ_j q_j w_j (a LDAM_j + b Focal_j) of each example (N,), and its gradient (N, C)."""
+    loss, grad, (Δ, w, a, b, γ, s) = np.zeros(len(z)), np.zeros_like(z), terms
     spoilt = np.flatnonzero(np.isnan(z).any(axis=1))  # NaN, even where no term counts
     loss[spoilt], grad[spoilt] = np.nan, np.nan
     for j in range(z.shape[1]):
-        i = np.flatnonzero((a[:, j] != 0) | (b[:, j] != 0))
+        share = labels.q[:, j] * w[j]
+        i = np.flatnonzero((share * a != 0) | (share * b != 0))
         if i.size == 0:
             continue
-        others = np.delete(z[i], j, axis=1)
+        others, share = np.delete(z[i], j, axis=1), share[i]
         M = np.maximum(others.max(1), -_LARGE)
         d, x = z[i, j] - M, others - M[:, None]
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -465,12 +410,23 @@ def _mixture(
             S_s, S = np.maximum(e_s.sum(1), 1.0), np.maximum(e.sum(1), 1.0)
             ldam, ldam_slope = _ldam(s * (d - Δ[j]) - np.log(S_s), s)
             focal, focal_slope = _focal(d - np.log(S), γ)
-            loss[i] += _times(a[i, j], ldam) + _times(b[i, j], focal)
-            G_s, G = a[i, j] * ldam_slope, b[i, j] * focal_slope
+            loss[i] += _times(share * a, ldam) + _times(share * b, focal)
+            G_s, G = share * a * ldam_slope, share * b * focal_slope
             grad[i, j] += G_s + G
             others_grad = -(G_s / S_s)[:, None] * e_s - (G / S)[:, None] * e
         grad[np.ix_(i, np.arange(z.shape[1]) != j)] += others_grad
     return loss, grad
+
+
+def _sigmoid(x: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
+    """The same of each element (N,) as negative and as positive, with q, Δ and w (2, …)."""
+    (Δ, w, a, b, γ, s), sign = terms, np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        ω, share = sign * x, labels.q * w
+        ldam, ldam_slope = _ldam(s * (ω - Δ), s)
+        focal, focal_slope = _focal(ω, γ)
+        loss = (_times(share * a, ldam) + _times(share * b, focal)).sum(0)
+        return loss, (sign * share * (a * ldam_slope + b * focal_slope)).sum(0)
 
 
 def _ldam(τ: Floats, s: float) -> tuple[Floats, Floats]:
@@ -485,10 +441,6 @@ def _focal(ω: Floats, γ: float) -> tuple[Floats, Floats]:
     return modulation * ce, -modulation * (γ * p * np.minimum(ce, _LARGE) + miss)
 
 
-# Beyond every log-odds that matters, and small enough for products with it to stay finite.
-_LARGE = 1e18
-
-
 def _softplus(x: Floats) -> Floats:
     result: Floats = np.logaddexp(0.0, x)
     return result
@@ -499,19 +451,21 @@ def _times(coefficient: Floats, term: Floats) -> Floats:
     return np.where((coefficient == 0) & (term == np.inf), 0.0, coefficient * term)
 
 
+# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+_LARGE = 1e18
+
+
 class _Loss:
     """The parameters of one loss; calling it calls ``lmf_loss``."""
 
-    _function = staticmethod(lmf_loss)
+    _config: dict[str, Any]
+    _function = staticmethod(_softmax_loss)
 
     def __init__(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
         check_reduction(reduction)
-        self.margins, self.class_weight = parameters.margins, parameters.class_weight
-        self.alpha, self.beta = parameters.alpha, parameters.beta
-        self.gamma, self.scale = parameters.gamma, parameters.scale
-        self.label_smoothing = parameters.label_smoothing
+        self.margins, self.class_weight = parameters.vectors
+        remember(self, parameters)
         self.axis, self.reduction = axis, reduction
-        self._config = parameters.config
 
     def __repr__(self) -> str:
         options = {"axis": self.axis, "reduction": self.reduction}
@@ -520,21 +474,9 @@ class _Loss:
     def __call__(
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
     ) -> Floats:
-        z = np.asarray(logits)
-        return self._function(
-            z,
-            labels,
-            np.zeros(z.shape[self.axis]) if self.margins is None else self.margins,
-            self.class_weight,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            scale=self.scale,
-            label_smoothing=self.label_smoothing,
-            axis=self.axis,
-            where=where,
-            reduction=self.reduction,
-        )
+        options = Options(self.axis, where, reduction=self.reduction)
+        vectors = Vectors(self.margins, self.class_weight)
+        return self._function(logits, labels, vectors, numbers_of(self), options)[0]
 
 
 class LMFLoss(LMFConstructors, _Loss):
@@ -558,9 +500,8 @@ class LMFLoss(LMFConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        parameters = lmf_parameters(
-            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
-        )
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -578,7 +519,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
+        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -596,9 +538,8 @@ class FocalLoss(FocalConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        parameters = focal_parameters(
-            class_counts, gamma, max_margin, class_weight, label_smoothing
-        )
+        numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
+        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -619,7 +560,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     np.float64(0.6874)
     """
 
-    _function = staticmethod(sigmoid_lmf_loss)
+    _function = staticmethod(_sigmoid_loss)
 
     def __init__(
         self,
@@ -636,15 +577,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
-        parameters = sigmoid_parameters(
-            positive_counts,
-            negative_counts,
-            alpha,
-            beta,
-            gamma,
-            max_margin,
-            scale,
-            class_weight,
-            label_smoothing,
-        )
+        counts = (positive_counts, negative_counts)
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
