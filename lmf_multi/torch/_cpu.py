@@ -1,183 +1,58 @@
 """The loss of plain CPU tensors in one pass over the logits, where the kernel was compiled.
 
-``lmf_multi/_cpu.cpp`` computes value and gradient together: forward and backward read the logits
+``lmf_multi/_kernel`` computes value and gradient together: forward and backward read the logits
 once, and no buffer beside logits and gradient is of their size. Under ``torch.compile`` an operator
 calls it.
 """
 
 import ctypes
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple, Optional, TypeAlias, cast
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor
 
-from lmf_multi._cpu import library
-from lmf_multi.spec import Reduction
-from lmf_multi.torch._closed_form import as_long, at_trace_time, one_class
-from lmf_multi.torch._eager import Known
+from lmf_multi import _kernel
+from lmf_multi._terms import Numbers, Options
+from lmf_multi.torch._closed_form import value_and_grad
+from lmf_multi.torch._mixture import Known, along_classes
+from lmf_multi.torch._preparation import Batch, gradient, prepare
+from lmf_multi.torch._tensors import (
+    as_long,
+    at_trace_time,
+    check_memory,
+    readable,
+    transforms_are_active,
+)
 from lmf_multi.torch._triton import layout_of
 
-_DTYPES = (torch.float32, torch.bfloat16)
-_UNKNOWN_LABEL, _NO_MEMORY = 1, 2
+_DTYPES = {getattr(torch, name): code for name, code in _kernel.DTYPES.items()}
 WORTH_A_CALL = 2**15  # logits; compiled operations are faster on fewer
-_POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
 
 
-@cache
-def kernel() -> Any:
-    """The compiled function, or None."""
-    compiled = library()
-    if compiled is None:
-        return None
-    function = compiled.lmf_multi_one_class
-    kinds: list[Any] = [_POINTER, _INT, *[_POINTER] * 6, *[_LONG] * 10, *[_DOUBLE] * 4]
-    function.argtypes = [*kinds, _INT, _INT, _DOUBLE, _DOUBLE, _INT]
-    return function
-
-
-def check_memory(**tensors: Tensor) -> None:
-    """Refuse tensors whose storage was freed, as FSDP's are: to read them would end the process."""
+def takes_kernel(z: Tensor, batch: Batch) -> bool:
+    """Whether ``kernel_loss`` takes this: classes as labels, on a CPU."""
+    y, options = batch.y, batch.options
+    if batch.is_soft or batch.is_sigmoid or batch.numbers.label_smoothing != 0:
+        return False
     if torch.compiler.is_compiling():
-        return
-    for name, x in tensors.items():
-        if type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0:
-            continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.layout != torch.strided:
-            continue
-        reach, size = x.numel(), x.untyped_storage().nbytes()
-        if not x.is_contiguous():
-            steps = zip(x.shape, x.stride(), strict=True)
-            reach = 1 + sum((n - 1) * step for n, step in steps)
-        if size < (x.storage_offset() + reach) * x.itemsize:
-            raise RuntimeError(
-                f"{name} must have memory for its shape {tuple(x.shape)}, got a storage of {size} "
-                "bytes; call the loss before it is freed"
-            )
+        return _takes_operator(z, y)
+    return readable(z) and readable(y) and _is_in_reach(z, y, options.axis)
 
 
-def has_kernel_for(z: Tensor, y: Tensor, axis: int) -> bool:
-    """Whether ``kernel_loss`` takes these tensors of numbers on a CPU, checked already.
-
-    Not float64 and float16, and not rows that two strides cannot address.
-    """
+def _is_in_reach(z: Tensor, y: Tensor, axis: int) -> bool:
+    """Not float64, and not rows that two strides cannot address."""
     return (
         z.dtype in _DTYPES
         and z.numel() > 0
         and not z.is_neg()  # a view that negates when it is read
-        and kernel() is not None
+        and _kernel.library() is not None
         and layout_of(z, y, axis) is not None
     )
 
 
-def kernel_loss(
-    z: Tensor,
-    y: Tensor,
-    Δ: Tensor | None,
-    w: Tensor | None,
-    alpha: float,
-    beta: float,
-    γ: float,
-    s: float,
-    axis: int,
-    ignore_index: int,
-    reduction: Reduction,
-    totals: tuple[Tensor, Tensor] | None,
-    plain: Callable[[Tensor], Tensor],
-) -> Tensor | None:
-    """The reduced loss of integer labels; None where a label is out of range or it is not finite.
-
-    Those are left to ``plain``. Compiled code always gets a loss, as it cannot look.
-
-    Args:
-        z: float32 or bfloat16, logits, the classes along ``axis``.
-        y: integer, the logits' shape without the class axis.
-        Δ: (C,) float32, or None, without the LDAM term.
-        w: (C,) float32, or None for ones.
-        plain: the same loss of the logits, in differentiable operations: for second derivatives.
-        totals: replace the batch's total class weight and number of examples in the means.
-    """
-    tensors = (z, y, Δ if alpha else None, w, *(totals or (None, None)))
-    settings = _Settings(alpha, beta, γ, s, axis, ignore_index, reduction)
-    with_grad = z.requires_grad and torch.is_grad_enabled()
-    if torch.compiler.is_compiling():
-        return cast(Tensor, operator(*tensors, *settings, with_grad)[0])
-    known = _call(tensors, settings, with_grad)
-    return None if known is None else Known.apply(z, known, axis, plain)
-
-
-class _Settings(NamedTuple):
-    alpha: float
-    beta: float
-    gamma: float
-    scale: float
-    axis: int
-    ignore_index: int
-    reduction: Reduction
-
-
-# logits, labels, margins, class weights, and the totals of weights and of examples
-_Tensors: TypeAlias = tuple[
-    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
-]
-
-
-def _call(
-    tensors: _Tensors, settings: _Settings, with_grad: bool
-) -> tuple[Tensor, Tensor | None] | None:
-    """The loss and its gradient, or None as ``kernel_loss``."""
-    z, y, Δ, w, *totals = tensors
-    alpha, beta, γ, s, axis, ignore_index, reduction = settings
-    layout, y = layout_of(z, y, axis), as_long(y).contiguous()
-    assert layout is not None, "has_kernel_for() refuses these strides"
-    grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
-    # whatever the defaults are: the kernel writes float32 into the memory of this device
-    kind: Any = {"dtype": torch.float32, "device": z.device}
-    losses = torch.empty(y.shape, **kind) if reduction == "none" else None
-    Δ, w = (None if v is None else v.contiguous() for v in (Δ, w))
-    total = ctypes.c_double()
-    status = kernel()(
-        z.data_ptr(),
-        z.dtype == torch.bfloat16,
-        y.data_ptr(),
-        *(None if v is None else v.data_ptr() for v in (Δ, w, grad, losses)),
-        ctypes.addressof(total),
-        y.numel(),
-        z.shape[axis],
-        layout.inner,
-        *layout.z,
-        *layout.grad,
-        ignore_index,
-        alpha,
-        beta,
-        γ,
-        s,
-        reduction == "mean",
-        reduction in ("mean", "batch_mean"),
-        *(torch.nan if t is None else t.sum().item() for t in totals),
-        torch.get_num_threads(),
-    )
-    if status == _NO_MEMORY:
-        raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
-    if status == _UNKNOWN_LABEL or not math.isfinite(total.value):
-        return None
-    return torch.tensor(total.value, **kind) if losses is None else losses, grad
-
-
-# --- in compiled code, an operator
-
-
-_is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
-
-
-@at_trace_time
-def _has_kernel() -> bool:
-    return kernel() is not None
-
-
-def has_operator_for(z: Tensor, y: Tensor) -> bool:
+def _takes_operator(z: Tensor, y: Tensor) -> bool:
     """Whether ``torch.compile`` is to call the kernel, as it sees these tensors.
 
     Not in what is exported, which may run where this package is not installed, and not under the
@@ -187,12 +62,82 @@ def has_operator_for(z: Tensor, y: Tensor) -> bool:
         torch.compiler.is_dynamo_compiling()
         and _is_exporting is not None
         and not _is_exporting()
-        and not torch._C._are_functorch_transforms_active()
+        and not transforms_are_active()
         and z.device.type == y.device.type == "cpu"
         and z.dtype in _DTYPES
-        and z.numel() >= WORTH_A_CALL
-        and _has_kernel()
+        and z.numel() >= _worth_a_call()
     )
+
+
+@at_trace_time
+def _worth_a_call() -> float:
+    """How many logits are worth a call of the kernel in compiled code; none without it."""
+    if _kernel.library() is None:
+        return math.inf
+    return 1 if _kernel.setting() == "always" else WORTH_A_CALL
+
+
+def kernel_loss(z: Tensor, batch: Batch) -> Tensor | None:
+    """The reduced loss of what ``takes_kernel`` takes.
+
+    None where a label is out of range or the loss is not finite, which is left to the operations.
+    Compiled code always gets a loss, as it cannot look.
+    """
+    with_grad = z.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return cast(Tensor, operator(**_flat(z, batch), with_grad=with_grad)[0])
+    known = _call(z, batch, with_grad)
+    return None if known is None else Known.apply(z, known, batch)
+
+
+def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | None] | None:
+    """The loss and its gradient, or None as ``kernel_loss``."""
+    z, y = z.detach(), as_long(batch.y).contiguous()
+    (α, β, γ, s, _), options = batch.numbers, batch.options
+    layout, totals = layout_of(z, y, options.axis), options.totals or ()
+    assert layout is not None, "takes_kernel() refuses these strides"
+    grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
+    # whatever the defaults are: the kernel writes float32 into the memory of this device
+    kind: Any = {"dtype": torch.float32, "device": z.device}
+    losses = torch.empty(y.shape, **kind) if options.reduction == "none" else None
+    Δ, w = (None if v is None else v.contiguous() for v in (batch.Δ if α else None, batch.w))
+    total_weight, total_examples = (t.sum().item() for t in totals) if totals else [math.nan] * 2
+    call = _kernel.OneClassCall(
+        size=ctypes.sizeof(_kernel.OneClassCall),
+        z=z.data_ptr(),
+        y=y.data_ptr(),
+        margins=None if Δ is None else Δ.data_ptr(),
+        weights=None if w is None else w.data_ptr(),
+        grad=None if grad is None else grad.data_ptr(),
+        losses=None if losses is None else losses.data_ptr(),
+        N=y.numel(),
+        C=z.shape[options.axis],
+        inner=layout.inner,
+        z_strides=layout.z,
+        grad_strides=layout.grad,
+        ignore_index=options.ignore_index,
+        alpha=α,
+        beta=β,
+        total_weight=total_weight,
+        total_examples=total_examples,
+        gamma=γ,
+        scale=s,
+        dtype=_DTYPES[z.dtype],
+        by_weight=options.reduction == "mean",
+        by_examples=options.reduction in ("mean", "batch_mean"),
+        threads=torch.get_num_threads(),
+    )
+    library = _kernel.library()
+    assert library is not None, "takes_kernel() needs it"
+    status = library.lmf_multi_one_class(call)
+    if status == _kernel.NO_MEMORY:
+        raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
+    if status == _kernel.UNKNOWN_LABEL or not math.isfinite(call.loss):
+        return None
+    return torch.tensor(call.loss, **kind) if losses is None else losses, grad
+
+
+# --- in compiled code, an operator, whose arguments PyTorch wants to be flat
 
 
 @torch.library.custom_op("lmf_multi::one_class", mutates_args=())
@@ -213,16 +158,46 @@ def operator(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """The reduced loss of integer labels, and its gradient, empty where nobody wants it."""
-    tensors = (z, y, margins, class_weight, total_weight, total_examples)
     check_memory(input=z, target=y)
-    settings = _Settings(alpha, beta, gamma, scale, axis, ignore_index, cast(Reduction, reduction))
-    known = _call(tensors, settings, with_grad) if has_kernel_for(z, y, axis) else None
+    tensors = (y, margins, class_weight, total_weight, total_examples)
+    batch = _batch(tensors, (alpha, beta, gamma, scale, axis, ignore_index, reduction))
+    known = _call(z, batch, with_grad) if _is_in_reach(z, y, axis) else None
     if known is None:
-        losses, of_z = _operations(tensors, settings, combine=one_class, look=False)
+        losses, of_z = value_and_grad(*prepare(z, batch), axis)
         grad = torch.empty_like(z, dtype=torch.float32).copy_(of_z) if with_grad else None
         known = losses if reduction == "none" else losses.sum(), grad
     loss, grad = known
     return loss, z.new_empty(0) if grad is None else grad
+
+
+def _batch(tensors: Any, settings: Any) -> Batch:
+    """What the operator's arguments say."""
+    (y, Δ, w, *totals), (*numbers, axis, ignore_index, reduction) = tensors, settings
+    options = Options(axis, None, ignore_index, reduction=reduction)
+    if totals[0] is not None:
+        options = options._replace(totals=tuple(totals))
+    return Batch(y, Δ, w, Numbers(*numbers), options, is_soft=False, look=False)
+
+
+def _flat(z: Tensor, batch: Batch) -> dict[str, Any]:
+    """The operator's arguments, by name."""
+    (α, β, γ, s, _), options = batch.numbers, batch.options
+    total_weight, total_examples = options.totals or (None, None)
+    return {
+        "z": z,
+        "y": batch.y,
+        "margins": batch.Δ,
+        "class_weight": batch.w,
+        "total_weight": total_weight,
+        "total_examples": total_examples,
+        "alpha": α,
+        "beta": β,
+        "gamma": γ,
+        "scale": s,
+        "axis": options.axis,
+        "ignore_index": options.ignore_index,
+        "reduction": options.reduction,
+    }
 
 
 @operator.register_fake
@@ -233,7 +208,7 @@ def _(z: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.settings = _Settings(*inputs[6:-1])
+    ctx.settings = inputs[6:-1]
     ctx.set_materialize_grads(False)  # or the backward pass gets zeros of the logits' size
     ctx.save_for_backward(*inputs[:6], output[1])
 
@@ -241,39 +216,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
         return (None,) * 14
-    *tensors, grad = ctx.saved_tensors
-    z, by_row = tensors[0], upstream.dim() > 0
+    z, *tensors, grad = ctx.saved_tensors
+    batch = _batch(tensors, ctx.settings)
     if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
-        losses = _operations(tensors, ctx.settings)
-        loss = losses if by_row else losses.sum()
-        (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
-        return grad, *[None] * 13
-    upstream = upstream.unsqueeze(ctx.settings.axis) if by_row else upstream
-    return (upstream * grad).to(z.dtype), *[None] * 13
+        grad = gradient(z, batch)
+    return (along_classes(upstream, batch.axis) * grad).to(z.dtype), *[None] * 13
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _operations(tensors: _Tensors, settings: _Settings, **options: Any) -> Any:
-    """The same without the kernel, as ``compute_loss``."""
-    from lmf_multi.torch._functional import compute_loss  # which imports this module
-
-    z, y, Δ, w, *totals = tensors
-    alpha, beta, γ, s, axis, ignore_index, reduction = settings
-    return compute_loss(
-        z,
-        y,
-        Δ,
-        w,
-        alpha,
-        beta,
-        γ,
-        s,
-        0.0,
-        axis=axis,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        totals=None if totals[0] is None else cast(Any, totals),
-        **options,
-    )

@@ -1,7 +1,6 @@
 """Sums over the processes of ``torch.distributed`` that train one model together."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,68 +99,68 @@ def check_shards(input: Any, **labels: Any) -> bool:
     return is_sharded(input)
 
 
-def loss_of_shards(
-    function: Callable[..., Tensor],
-    count: Callable[..., tuple[Tensor, Tensor]],
-    input: Any,
-    labels: tuple[Any, ...],
-    axis: int | None,
-    reduction: Reduction,
-    totals: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """The reduced loss of a ``DTensor``: each process computes what its shard contributes.
+class Shards(NamedTuple):
+    """How a ``DTensor`` of logits lies on its mesh while each process computes its part.
 
     Logits that are sharded over examples stay where they are, and labels come to them; those
     sharded over the classes are gathered, as ``torch.nn.functional.cross_entropy`` gathers them.
 
-    Args:
-        function: of a shard, its labels and the totals: its loss.
-        count: of labels, each example's class weight and presence.
-        input: logits.
-        labels: target, and the mask if there is one: DTensors of the logits' mesh, or plain tensors
-            that are the same on every process.
-        axis: of the logits, which no process can do without; the target may lack it.
-        reduction: of ``function``.
-        totals: replace the batch's total class weight and number of examples.
-
-    Returns:
-        A DTensor, the same everywhere, or sharded as the labels are for ``"none"``.
+    mesh: of the processes.
+    shape: of the logits, all of them.
+    axis: of the logits, which no process can do without; labels may lack it.
+    splits: the axis of the logits that each axis of the mesh splits, or None.
     """
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-    mesh, rank = input.device_mesh, input.dim()
-    everywhere = [Replicate()] * mesh.ndim
-    splits = [
-        p.dim % rank if type(p) is Shard and p.dim % rank != axis else None
-        for p in input.placements
-    ]  # the axis of the logits that each axis of the mesh splits
+    mesh: Any
+    shape: torch.Size
+    axis: int | None
+    splits: tuple[int | None, ...]
 
-    def placed(x: Any, placements: list[Any]) -> Any:
+    @classmethod
+    def of(cls, z: Any, axis: int | None) -> "Shards":
+        """Of logits, a ``DTensor``."""
+        from torch.distributed.tensor import Shard
+
+        dims = [p.dim % z.dim() if type(p) is Shard else None for p in z.placements]
+        return cls(z.device_mesh, z.shape, axis, tuple(None if j == axis else j for j in dims))
+
+    def local(self, x: Any) -> Tensor:
+        """This process's part of logits, labels or a mask, of the mesh or the same everywhere."""
+        from torch.distributed.tensor import DTensor, Replicate
+
         if not is_sharded(x):
-            x = DTensor.from_local(x, mesh, everywhere, run_check=False)
-        return x.redistribute(mesh, placements)
+            x = DTensor.from_local(x, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
+        part: Tensor = x.redistribute(self.mesh, self._placements(x)).to_local()
+        return part
 
-    def like_logits(x: Tensor) -> list[Any]:
-        lacks_axis = x.dim() < rank
+    def total(self, x: Tensor) -> Any:
+        """The sum of all parts' numbers, a ``DTensor`` that is the same everywhere."""
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        shares = [Replicate() if j is None else Partial() for j in self.splits]
+        x = DTensor.from_local(x, self.mesh, shares, run_check=False)
+        return x.redistribute(self.mesh, [Replicate()] * self.mesh.ndim)
+
+    def joined(self, loss: Tensor, reduction: Reduction) -> Tensor:
+        """The reduced loss of all parts, or with ``"none"`` every example's, sharded as labels."""
+        from torch.distributed.tensor import DTensor
+
+        if reduction != "none":
+            return self.total(loss)  # type: ignore[no-any-return]
+        shape, axis = self.shape, self.axis
+        if loss.dim() != len(shape):
+            shape = shape[:axis] + shape[axis:][1:]
+        stride, placements = torch.empty(shape, device="meta").stride(), self._placements(loss)
+        result: Tensor = DTensor.from_local(
+            loss, self.mesh, placements, run_check=False, shape=shape, stride=stride
+        )
+        return result
+
+    def _placements(self, x: Any) -> list[Any]:
+        """Those of the logits, for an array that may lack the axis."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        before = len(self.shape) if x.dim() == len(self.shape) else self.axis or 0
         return [
-            Replicate() if j is None else Shard(j - 1 if lacks_axis and j > (axis or 0) else j)
-            for j in splits
+            Replicate() if j is None else Shard(j - 1 if j > before else j) for j in self.splits
         ]
-
-    def total(x: Tensor) -> Any:
-        shares = [Replicate() if j is None else Partial() for j in splits]
-        return DTensor.from_local(x, mesh, shares, run_check=False).redistribute(mesh, everywhere)
-
-    shards = [None if x is None else placed(x, like_logits(x)).to_local() for x in labels]
-    if totals is None and reduction in ("mean", "batch_mean"):
-        W, presence = (total(each.sum()).to_local() for each in count(*shards))
-        totals = W, presence
-    loss = function(placed(input, like_logits(input)).to_local(), *shards, totals)
-    if reduction != "none":
-        return total(loss)  # type: ignore[no-any-return]
-    shape = input.shape if loss.dim() == rank else input.shape[:axis] + input.shape[axis:][1:]
-    stride = torch.empty(shape, device="meta").stride()
-    result: Tensor = DTensor.from_local(
-        loss, mesh, like_logits(loss), run_check=False, shape=shape, stride=stride
-    )
-    return result

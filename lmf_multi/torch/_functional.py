@@ -1,32 +1,38 @@
-"""The steps of ``lmf_multi.reference`` in PyTorch; what is said here is only what differs.
+"""Public functions, the checks of what they are given, and the choice of what computes it."""
 
-The class axis stays where it is, so no layout is copied.
-"""
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-import math
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from lmf_multi._terms import Numbers, Options, Vectors
 from lmf_multi.spec import (
     Reduction,
-    as_numpy,
     check_ignored,
     check_inputs,
-    check_label_range,
+    check_mask,
     check_parameters,
     check_reduction,
-    check_vectors,
+    check_sigmoid_inputs,
 )
-from lmf_multi.torch._closed_form import as_long, is_plain, loss_dtype, mixture, readable
-from lmf_multi.torch._cpu import check_memory, has_kernel_for, has_operator_for, kernel_loss
-from lmf_multi.torch._distributed import check_shards, loss_of_shards, whole
-from lmf_multi.torch._eager import SMALL, small_loss
-from lmf_multi.torch._triton import fused_loss, supports
+from lmf_multi.torch._closed_form import wide_dtype
+from lmf_multi.torch._cpu import kernel_loss, takes_kernel
+from lmf_multi.torch._distributed import Shards, check_shards, whole
+from lmf_multi.torch._mixture import by_operations
+from lmf_multi.torch._preparation import Batch, read
+from lmf_multi.torch._tensors import as_long, check_given, is_plain, plain_tensors, total, vector
+from lmf_multi.torch._triton import fused_loss, takes_fused
+
+
+class _Form(NamedTuple):
+    """What the checks must know of the form of the loss, and of the function that was called."""
+
+    is_sigmoid: bool
+    axis_is_given: bool  # whether it has an argument axis
+
+
+_SOFTMAX, _SIGMOID = _Form(False, False), _Form(True, False)
 
 
 def lmf_loss(
@@ -73,19 +79,9 @@ def lmf_loss(
     tensor(0.5775)
     """
     check_given(margins=margins, class_weight=class_weight)
-    return masked_loss(
-        input,
-        target,
-        margins,
-        class_weight,
-        alpha,
-        beta,
-        gamma,
-        scale,
-        label_smoothing,
-        ignore_index,
-        reduction,
-    )
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(1, ignore_index=ignore_index, reduction=reduction)
+    return softmax_loss(input, target, Vectors(margins, class_weight), numbers, options)
 
 
 def ldam_loss(
@@ -105,19 +101,9 @@ def ldam_loss(
     tensor(0.6931)
     """
     check_given(margins=margins, class_weight=class_weight)
-    return masked_loss(
-        input,
-        target,
-        margins,
-        class_weight,
-        1.0,
-        0.0,
-        0.0,
-        scale,
-        label_smoothing,
-        ignore_index,
-        reduction,
-    )
+    numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
+    options = Options(1, ignore_index=ignore_index, reduction=reduction)
+    return softmax_loss(input, target, Vectors(margins, class_weight), numbers, options)
 
 
 def focal_loss(
@@ -136,173 +122,192 @@ def focal_loss(
     tensor(0.1733)
     """
     check_given(class_weight=class_weight)
-    return masked_loss(
-        input,
-        target,
-        None,
-        class_weight,
-        0.0,
-        1.0,
-        gamma,
-        1.0,
-        label_smoothing,
-        ignore_index,
-        reduction,
-    )
+    numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
+    options = Options(1, ignore_index=ignore_index, reduction=reduction)
+    return softmax_loss(input, target, Vectors(None, class_weight), numbers, options)
 
 
-def masked_loss(
+def sigmoid_lmf_loss(
     input: Tensor,
     target: Tensor,
     margins: Any,
-    class_weight: Any,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    scale: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: Reduction,
-    totals: tuple[Tensor, Tensor] | None = None,
+    class_weight: Any = None,
+    *,
+    alpha: float = 1.5,
+    beta: float = 1.0,
+    gamma: float = 1.5,
+    scale: float = 30.0,
+    label_smoothing: float = 0.0,
+    where: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    """``lmf_loss`` in the layout and with the mask of ``cross_entropy``."""
+    """The sigmoid form, as :func:`lmf_multi.reference.sigmoid_lmf_loss` defines it.
+
+    Args:
+        input: float, any shape, log-odds of the positive, nats.
+        target: the input's shape: 0 and 1, bool, or float, the probability of the positive.
+        margins: float (2,), or (L, 2) for the L labels along axis 1 (axis 0 of 1-D input): of the
+            negative and of the positive.
+        class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        where: bool, the input's shape; False leaves an element out.
+        ignore_index: elements with this target take no part either.
+
+    The other arguments, results and errors as :func:`lmf_loss`; "none" gives the input's shape.
+
+    >>> logits, labels = torch.tensor([-2.0, 0.5]), torch.tensor([0, 1])
+    >>> sigmoid_lmf_loss(logits, labels, margins=[0.1, 0.5])
+    tensor(0.5775)
+    """
+    check_given(margins=margins, class_weight=class_weight)
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    options = Options(1, where, ignore_index, reduction=reduction)
+    return sigmoid_loss(input, target, Vectors(margins, class_weight), numbers, options)
+
+
+# --- the layout and the masks of cross_entropy, which modules call too
+
+
+def softmax_loss(
+    input: Tensor, target: Tensor, vectors: Vectors, numbers: Numbers, options: Options
+) -> Tensor:
+    """``lmf_loss``, the classes along axis 1."""
     input, target = plain_tensors(input=input, target=target)
-    check_reduction(reduction)
-    ignore_index = check_ignored("ignore_index", ignore_index)
+    check_reduction(options.reduction)
+    ignored = check_ignored("ignore_index", options.ignore_index)
+    name = f"ignore_index={ignored}"
+    options = options._replace(axis=min(1, input.dim() - 1), ignore_index=ignored, mask_name=name)
     sharded = check_shards(input, target=target)
-    axis, numbers = min(1, input.dim() - 1), (alpha, beta, gamma, scale, label_smoothing)
-    check = _check_inputs_of_axis_1
-    Δ, w, soft = checked(check, input, target, margins, class_weight, axis, None, numbers)
-    if soft:
-        _check_ignores_none(ignore_index)
-    if sharded:
-        return loss_of_shards(
-            lambda z, y, totals: masked_loss(z, y, Δ, w, *numbers, ignore_index, reduction, totals),
-            lambda y: total_weight_and_examples(y, w, ignore_index),
-            input,
-            (target,),
-            axis,
-            reduction,
-            totals,
-        )
-
-    def plain(z: Tensor) -> Tensor:
-        loss: Tensor = compute_loss(
-            z,
-            target,
-            Δ,
-            w,
-            *numbers,
-            axis=axis,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            totals=totals,
-        )
-        return loss if reduction == "none" else total(loss)
-
-    loss, one_class = None, not soft and label_smoothing == 0
-    terms = (Δ, w, alpha, beta, gamma, scale, axis, ignore_index)
-    on_cpu = one_class and readable(input) and readable(target)
-    in_pass = on_cpu and has_kernel_for(input, target, axis)
-    if in_pass or (one_class and has_operator_for(input, target)):
-        loss = kernel_loss(input, target, *terms, reduction, totals, plain)
-    elif on_cpu and input.numel() <= SMALL:
-        loss = small_loss(input, target, *terms, reduction, totals, plain)
-    elif _is_on_gpu(input) and supports(input, target, axis, label_smoothing):
-        loss = fused_loss(
-            input,
-            target,
-            Δ,
-            w,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            scale=scale,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
-            plain=plain,
-            ignore_index=ignore_index,
-            totals=totals,
-        )
-    return plain(input) if loss is None else loss
+    batch = checked(input, target, vectors, numbers, options, _SOFTMAX)
+    if batch.is_soft:
+        _check_ignores_none(ignored)
+    return loss_of_shards(input, batch) if sharded else reduced(input, batch)
 
 
-def _is_on_gpu(x: Tensor) -> bool:
-    """Whether a tensor is one of numbers on a CUDA device."""
-    return x.is_cuda and is_plain(x)
+def sigmoid_loss(
+    input: Tensor, target: Tensor, vectors: Vectors, numbers: Numbers, options: Options
+) -> Tensor:
+    """``sigmoid_lmf_loss`` with both its masks, the labels along axis 1."""
+    input, target = plain_tensors(input=input, target=target)
+    check_reduction(options.reduction)
+    axis = min(1, max(input.dim() - 1, 0))
+    if check_shards(input, target=target, where=options.where):
+        options = options._replace(axis=axis)
+        return loss_of_shards(input, checked(input, target, vectors, numbers, options, _SIGMOID))
+    options = _annotated(target, options)._replace(axis=axis)
+    return reduced(input, checked(input, target, vectors, numbers, options, _SIGMOID))
 
 
-def total_weight_and_examples(
-    target: Tensor, class_weight: Any, ignore_index: int
+def reduced(z: Tensor, batch: Batch) -> Tensor:
+    """The reduced loss: of a kernel where one takes these tensors, else of the operations."""
+    loss = None
+    if takes_kernel(z, batch):
+        loss = kernel_loss(z, batch)
+    elif takes_fused(z, batch):
+        loss = fused_loss(z, batch)
+    if loss is None:
+        loss = by_operations(z, batch)
+        loss = loss if batch.options.reduction == "none" else total(loss)
+    return loss
+
+
+def loss_of_shards(z: Any, batch: Batch) -> Tensor:
+    """The reduced loss of a ``DTensor``: each process computes what its shard contributes."""
+    options, (y, where) = batch.options, (batch.y, batch.options.where)
+    needs_axis = not batch.is_sigmoid or any(
+        v is not None and v.dim() == 2 for v in (batch.Δ, batch.w)
+    )
+    shards = Shards.of(z, options.axis if needs_axis else None)
+    y, where = shards.local(y), None if where is None else shards.local(where)
+    options = options._replace(where=where)
+    options = _annotated(y, options) if batch.is_sigmoid else options
+    batch = batch._replace(y=y, options=options)
+    if options.totals is None and options.reduction in ("mean", "batch_mean"):
+        _, *each = read(batch, z.shape[options.axis], _counting_dtype(y))
+        options = options._replace(totals=tuple(shards.total(x.sum()).to_local() for x in each))
+    loss = reduced(shards.local(z), batch._replace(options=options))
+    return shards.joined(loss, options.reduction)
+
+
+def counted(
+    target: Tensor, class_weight: Any, options: Options, is_sigmoid: bool
 ) -> tuple[Tensor, Tensor]:
-    """What the means of ``lmf_loss`` sum up: each example's class weight and its presence."""
+    """What the means of a batch with these labels sum up: class weights (N,) and presence (N,)."""
     (target,) = plain_tensors(target=target)
-    target, ignore_index = whole(target), check_ignored("ignore_index", ignore_index)
-    dtype = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
-    w = vector("class_weight", class_weight, dtype, target.device)
-    if target.is_floating_point():
-        _check_ignores_none(ignore_index)
-        axis = min(1, target.dim() - 1)
-        q, presence = _soft_targets(target, axis, None, dtype)
-        by_class = [-1] + [1] * (target.dim() - 1 - axis)
-        return (q if w is None else q * w.view(by_class)).sum(axis), presence
-    C = torch.iinfo(torch.int64).max if w is None else len(w)  # the loss itself checks the labels
-    mask_name = f"ignore_index={ignore_index}"
-    y, presence, _ = _targets(target, C, None, ignore_index, mask_name, dtype)
-    return presence if w is None else presence * _at(w, y), presence
+    target, where = whole(target), whole(options.where)
+    ignored = check_ignored("ignore_index", options.ignore_index)
+    options = options._replace(
+        where=where, ignore_index=ignored, mask_name=f"ignore_index={ignored}"
+    )
+    if is_sigmoid:
+        options = _annotated(target, options)
+    elif target.is_floating_point():
+        _check_ignores_none(ignored)
+    dtype, axis = _counting_dtype(target), min(1, max(target.dim() - 1, 0))
+    w = vector("class_weight", whole(class_weight), dtype, target.device)
+    numbers, soft = Numbers(), target.is_floating_point()
+    options = options._replace(axis=axis)
+    batch = Batch(target, None, w, numbers, options, soft, is_sigmoid=is_sigmoid)
+    # of as many classes as there may be: the loss itself checks the labels
+    _, *each = read(batch, torch.iinfo(torch.int64).max if w is None else len(w), dtype)
+    return each[0], each[1]
 
 
-def plain_tensors(**tensors: Any) -> list[Tensor]:
-    """The arguments as plain tensors; refuses what is no tensor or has lost its memory."""
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    plain = {name: _as_plain(value) for name, value in tensors.items()}
-    check_memory(**plain)
-    return list(plain.values())
+def _counting_dtype(target: Tensor) -> torch.dtype:
+    return torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def _as_plain(x: Tensor) -> Tensor:
-    """The numbers of a subclass that adds to them, as MONAI's and torchvision's do.
-
-    Such a class has a say in every operation, which takes time, and compiled code takes some of its
-    attributes for the numbers. Not of one that holds its numbers elsewhere, as DTensor does.
-    """
-    kind = type(x)
-    if kind in (Tensor, torch.nn.Parameter) or kind.__torch_dispatch__ != Tensor.__torch_dispatch__:
-        return x
-    with torch._C.DisableTorchFunctionSubclass():
-        same: Tensor = torch.ops.aten.alias(x)
-    return same
+# --- any class axis and any mask, of each example, as Keras calls it
 
 
-def check_given(**vectors: Any) -> None:
-    """Refuse what callers of functions must not give: ``check_vectors``, of CPU tensors too.
-
-    The classes have checked theirs, and pay nothing for it at each call.
-    """
-    look = not torch.compiler.is_compiling()
-    # a transform would wrap what is read
-    look_at_tensors = look and not torch._C._are_functorch_transforms_active()
-    for name, value in vectors.items():
-        if look_at_tensors and isinstance(value, Tensor) and readable(value):
-            check_memory(**{name: value})
-            if _are_positive(value):
-                continue
-            value = as_numpy(value)
-        check_vectors(look, **{name: value})
+def compute_loss(
+    z: Tensor, y: Tensor, vectors: Vectors, numbers: Numbers, options: Options
+) -> Tensor:
+    """What each example contributes to the reduced loss (N,); ``reduction`` is their sum."""
+    z, y = plain_tensors(logits=z, labels=y)
+    return by_operations(z, checked(z, y, vectors, numbers, options, _Form(False, True)))
 
 
-def _are_positive(x: Tensor) -> bool:
-    """Whether they are finite too, as nearly always, and much faster to see than all rules."""
-    if not x.is_floating_point() or not x.numel():
-        return False
-    smallest, largest = torch.aminmax(x.detach())
-    return smallest.item() > 0 and largest.item() < math.inf
+def compute_sigmoid_loss(
+    x: Tensor, t: Tensor, vectors: Vectors, numbers: Numbers, options: Options
+) -> Tensor:
+    """What each element contributes to the reduced loss (N,), as ``compute_loss``."""
+    x, t = plain_tensors(logits=x, labels=t)
+    return by_operations(x, checked(x, t, vectors, numbers, options, _Form(True, True)))
 
 
-_check_inputs_of_axis_1 = partial(check_inputs, axis_is_given=False)
+# --- checks
+
+
+def checked(
+    z: Tensor,
+    y: Tensor,
+    vectors: Vectors,
+    numbers: Numbers,
+    options: Options,
+    form: _Form,
+) -> Batch:
+    """The batch, if shapes, dtypes and parameters keep their rules."""
+    check_parameters(**numbers._asdict())
+    dtype = wide_dtype(z.dtype)
+    Δ = vector("margins", whole(vectors.margins), dtype, z.device)
+    w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
+    look, where = _check_once if is_plain(z) else _check, options.where
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, Δ, w, where))
+    is_soft = look(form, options.axis, shapes)
+    options = options._replace(axis=options.axis % max(z.dim(), 1))
+    return Batch(y, Δ, w, numbers, options, is_soft, is_sigmoid=form.is_sigmoid)
+
+
+def _check(form: _Form, axis: int, shapes: tuple[Any, ...]) -> bool:
+    """Whether labels are distributions, of shapes and dtypes, for which ``spec`` wants tuples."""
+    z, y, Δ, w, where = (x and (tuple(x[0]), x[1]) for x in shapes)
+    check = check_sigmoid_inputs if form.is_sigmoid else check_inputs
+    vectors = {"margins": Δ and Δ[0], "class_weight": w and w[0]}
+    return check(z, y, axis, vectors, where, form.axis_is_given)
+
+
+_check_once = lru_cache(maxsize=256)(_check)  # a training run has few shapes
 
 
 def _check_ignores_none(ignore_index: int) -> None:
@@ -314,194 +319,14 @@ def _check_ignores_none(ignore_index: int) -> None:
         )
 
 
-def compute_loss(
-    z: Tensor,
-    y: Tensor,
-    margins: Any,
-    class_weight: Any,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    scale: float,
-    label_smoothing: float,
-    *,
-    axis: int,
-    where: Tensor | None = None,
-    ignore_index: int | None = None,
-    mask_name: str | None = None,
-    reduction: Reduction,
-    totals: tuple[Tensor, Tensor] | None = None,
-    look: bool = True,
-    combine: Callable[..., Any] = mixture,
-) -> Any:
-    """What each example contributes to the reduced loss; ``reduction`` is their sum.
-
-    Examples take no part where ``where`` is False or an integer label is ``ignore_index``.
-    ``totals`` replaces the batch's total class weight and number of examples in the means.
-    Without a ``look`` at the labels those out of range give NaN. ``combine`` takes what ``mixture``
-    takes.
-    """
-    z, y = plain_tensors(logits=z, labels=y)
-    numbers = (alpha, beta, gamma, scale, label_smoothing)
-    Δ, w, soft = checked(check_inputs, z, y, margins, class_weight, axis, where, numbers)
-
-    axis = axis % z.dim()
-    C, by_class = z.shape[axis], [-1] + [1] * (z.dim() - 1 - axis)
-    if soft:
-        q, presence = _soft_targets(y, axis, where, loss_dtype(z))
-        present = presence.unsqueeze(axis)
-        W = (q if w is None else q * w.view(by_class)).sum(axis)
-    else:
-        mask_name = mask_name or f"ignore_index={ignore_index}"
-        y, presence, masked = _targets(y, C, where, ignore_index, mask_name, loss_dtype(z), look)
-        W = presence if w is None else presence * _at(w, y)
-    by_weight, by_examples = normalizers(W, presence, reduction, totals)
-
-    if not soft and label_smoothing == 0:
-        a = None if alpha == 0 else W * (alpha / by_weight)
-        b = None if beta == 0 else W * (beta / by_examples)
-        return combine(z, y, masked, None if Δ is None else _at(Δ, y), a, b, gamma, scale, axis)
-
-    if not soft:
-        present = presence.unsqueeze(axis)
-        q = torch.zeros_like(z, dtype=loss_dtype(z)).scatter(axis, y.unsqueeze(axis), 1.0) * present
-    q = (1 - label_smoothing) * q + label_smoothing / C * present
-    share = q if w is None else q * w.view(by_class)
-    a = None if alpha == 0 else share * (alpha / by_weight)
-    b = None if beta == 0 else share * (beta / by_examples)
-    z, Δ = torch.where(present == 0, 0.0, z), None if Δ is None else Δ.view(by_class)
-    return combine(z, None, None, Δ, a, b, gamma, scale, axis)
-
-
-def checked(
-    check: Callable[..., bool],
-    z: Tensor,
-    y: Tensor,
-    margins: Any,
-    class_weight: Any,
-    axis: int,
-    where: Tensor | None,
-    numbers: tuple[float, ...],
-) -> tuple[Tensor | None, Tensor | None, bool]:
-    """Margins and class weights where the logits are, and whether labels are distributions."""
-    names = ("alpha", "beta", "gamma", "scale", "label_smoothing")
-    check_parameters(**dict(zip(names, numbers, strict=True)))
-    Δ = vector("margins", margins, loss_dtype(z), z.device)
-    w = vector("class_weight", class_weight, loss_dtype(z), z.device)
-    of_vectors = tuple(None if v is None else v.shape for v in (Δ, w))
-    of_where = None if where is None else (where.shape, where.dtype)
-    look = _check_once if is_plain(z) else _check
-    return Δ, w, look(check, (z.shape, z.dtype), (y.shape, y.dtype), axis, of_vectors, of_where)
-
-
-def _check(
-    check: Callable[..., bool],
-    logits: tuple[torch.Size, torch.dtype],
-    labels: tuple[torch.Size, torch.dtype],
-    axis: int,
-    vectors: tuple[torch.Size | None, ...],
-    where: tuple[torch.Size, torch.dtype] | None,
-) -> bool:
-    """Check shapes and dtypes, for which ``spec`` wants plain tuples."""
-    logits_, labels_ = ((tuple(shape), dtype) for shape, dtype in (logits, labels))
-    shapes = (None if shape is None else tuple(shape) for shape in vectors)
-    named = dict(zip(("margins", "class_weight"), shapes, strict=True))
-    return check(logits_, labels_, axis, named, where and (tuple(where[0]), where[1]))
-
-
-_check_once = lru_cache(maxsize=256)(_check)  # a training run has few shapes
-
-
-def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """A constant array over the classes, where and how the logits need it."""
-    if values is None:
-        return None
-    values = whole(values)
-    if isinstance(values, Tensor):
-        (values,) = plain_tensors(**{name: values})
-        if values.requires_grad:
-            raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
-    elif isinstance(values, np.ndarray):
-        values = np.array(values)  # a spec's arrays are read-only, which PyTorch warns of
-    return torch.as_tensor(values, dtype=dtype, device=device)
-
-
-def _at(vector: Tensor, y: Tensor) -> Tensor:
-    """``vector[y]``, which vmap cannot batch for a single label."""
-    return vector.index_select(0, y.reshape(-1)).view(y.shape)
-
-
-def _soft_targets(
-    y: Tensor, axis: int, where: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Distributions, 0 for masked examples, and each example's presence."""
-    presence = torch.ones_like(y.select(axis, 0), dtype=dtype, requires_grad=False)
-    presence = presence if where is None else where.to(dtype)
-    return torch.where(presence.unsqueeze(axis) == 0, 0.0, y.to(dtype)), presence
-
-
-def _targets(
-    y: Tensor,
-    C: int,
-    where: Tensor | None,
-    ignore_index: int | None,
-    mask_name: str,
-    dtype: torch.dtype,
-    look: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Class indices; each example's presence, 1, 0 for a masked one, NaN out of range; the mask."""
-    look = look and readable(y)
-    if look and y.numel() and where is None:
-        smallest, largest = _bounds(y)
-        if ignore_index is None or not smallest <= ignore_index <= largest:
-            check_label_range(smallest, largest, C, mask_name)
-            return y.long(), torch.ones((), dtype=dtype, device=y.device).expand(y.shape), None
-    y = as_long(y)
-    if ignore_index is not None:
-        valid = y != ignore_index
-        where = valid if where is None else where & valid
-    masked = None if where is None else ~where
-    y = y if masked is None else y.masked_fill(masked, 0)
-    presence = torch.ones_like(y, dtype=dtype) if where is None else where.to(dtype)
-    if not look:
-        return y.clamp(0, C - 1), torch.where((y >= 0) & (y < C), presence, torch.nan), masked
-    if y.numel():
-        check_label_range(*_bounds(y), C, mask_name)
-    return y, presence, masked
-
-
-def _bounds(y: Tensor) -> tuple[int, int]:
-    """The smallest and the largest label."""
-    if y.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch does not compare them
-        labels = y.clone().numpy()  # or the caller could not resize the storage any more
-        return int(labels.min()), int(labels.max())
-    smallest, largest = torch.aminmax(y)
-    return int(smallest), int(largest)
-
-
-def normalizers(
-    W: Tensor, presence: Tensor, reduction: Reduction, totals: tuple[Tensor, Tensor] | None
-) -> tuple[Any, Any]:
-    """What the sums over LDAM and over focal are divided by."""
-    if reduction in ("none", "sum"):
-        return 1.0, 1.0
-    if totals is not None:
-        W, presence = (each.to(W.device, W.dtype) for each in totals)
-    elif readable(W) and not W.requires_grad:  # numbers, whose arithmetic costs nothing
-        n = max(presence.sum().item(), 1.0)
-        return n if reduction == "batch_mean" else W.sum().item() or 1.0, n
-    N = total(presence).clamp(min=1)
-    if reduction == "batch_mean":
-        return N, N
-    by_weight = total(W)
-    return torch.where(by_weight == 0, 1.0, by_weight), N
-
-
-def total(x: Tensor) -> Tensor:
-    """Their sum, of which compiled code for a CPU would add thousands to one float32 after another.
-
-    Eager code sums in pairs, and GPUs sum in many threads: both stay exact without this.
-    """
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
-        return x.sum(dtype=torch.float64).to(x.dtype)
-    return x.sum()
+def _annotated(target: Tensor, options: Options) -> Options:
+    """With a mask of the elements that neither mask leaves out."""
+    ignored, where = check_ignored("ignore_index", options.ignore_index), options.where
+    name = f"where or ignore_index={ignored}"
+    if where is not None:
+        (where,) = plain_tensors(where=where)
+        check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
+    if target.dtype != torch.bool:
+        valid = (target if target.is_floating_point() else as_long(target)) != ignored
+        where = valid if where is None else valid & where
+    return options._replace(where=where, mask_name=name)

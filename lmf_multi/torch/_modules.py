@@ -18,8 +18,10 @@ from lmf_multi._constructors import (
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    remember,
     sigmoid_parameters,
 )
+from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.spec import (
     Counts,
     Floats,
@@ -28,10 +30,9 @@ from lmf_multi.spec import (
     check_ignored,
     check_reduction,
 )
-from lmf_multi.torch._closed_form import is_plain
 from lmf_multi.torch._distributed import Group, check_group, group_size, group_totals
-from lmf_multi.torch._functional import masked_loss, total_weight_and_examples
-from lmf_multi.torch._sigmoid import masked_sigmoid_loss, total_sigmoid_weight_and_examples
+from lmf_multi.torch._functional import counted, sigmoid_loss, softmax_loss
+from lmf_multi.torch._tensors import is_plain
 
 
 class _Loss(nn.Module):
@@ -45,8 +46,9 @@ class _Loss(nn.Module):
 
     _exact: dict[str, Floats | None]
     _tensors: dict[str, Tensor | None]
+    _config: dict[str, Any]
     build: Callable[..., Parameters]
-    _function = staticmethod(masked_loss)
+    _is_sigmoid = False
 
     def __init__(
         self,
@@ -57,15 +59,12 @@ class _Loss(nn.Module):
     ) -> None:
         super().__init__()
         check_reduction(reduction)
-        self._exact = {"margins": parameters.margins, "class_weight": parameters.class_weight}
+        self._exact = parameters.vectors._asdict()
         self._place(torch.device("cpu"))
-        self.alpha, self.beta = parameters.alpha, parameters.beta
-        self.gamma, self.scale = parameters.gamma, parameters.scale
-        self.label_smoothing = parameters.label_smoothing
+        remember(self, parameters)
         self.ignore_index = check_ignored("ignore_index", ignore_index)
         self.reduction: Reduction = reduction
         self.process_group = process_group
-        self._config = parameters.config
 
     @property
     def margins(self) -> Tensor | None:
@@ -110,7 +109,7 @@ class _Loss(nn.Module):
             normalizers: what ``normalizers`` returns for a larger batch, of which this is a part;
                 the parts' losses then sum to its mean.
         """
-        return self._reduced(input, target, {}, normalizers)
+        return self._reduced(input, target, None, normalizers)
 
     def normalizers(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """What a batch with these labels divides its means by; add them up over micro-batches.
@@ -119,7 +118,7 @@ class _Loss(nn.Module):
             Total class weight and number of examples that are not ignored, () each; of the whole
             process group if there is one.
         """
-        return group_totals(self._totals(target), self.process_group)
+        return self._totals(target)
 
     def set_class_weight(self, class_weight: Weights) -> None:
         """Replace the class weights, in place, so that a compiled step is not compiled again.
@@ -127,10 +126,10 @@ class _Loss(nn.Module):
         Args:
             class_weight: what the constructor takes; None gives ones.
         """
-        parameters = self.build(**(current(self._config, self) | {"class_weight": class_weight}))
-        weights, before = parameters.class_weight, self.class_weight
+        parameters = self.build(current(self._config, self) | {"class_weight": class_weight})
+        (margins, weights), before = parameters.vectors, self.class_weight
         if weights is None:
-            reference = self._exact["class_weight" if parameters.margins is None else "margins"]
+            reference = self._exact["class_weight" if margins is None else "margins"]
             if reference is None:  # focal without weights, now as before
                 return
             weights = np.ones(reference.shape)
@@ -146,7 +145,7 @@ class _Loss(nn.Module):
         self,
         input: Tensor,
         target: Tensor,
-        mask: dict[str, Tensor | None],
+        where: Tensor | None,
         totals: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         averaged = self.reduction in ("mean", "batch_mean")
@@ -155,29 +154,20 @@ class _Loss(nn.Module):
                 f"normalizers need the reduction 'mean' or 'batch_mean', got {self.reduction!r}"
             )
         if totals is None and averaged and self.process_group is not None:
-            totals = group_totals(self._totals(target, **mask), self.process_group)
+            totals = self._totals(target, where)
         vectors = (self.margins, self.class_weight)
         if is_plain(input) and any(v is not None and v.device != input.device for v in vectors):
             self._place(input.device)
-        loss = self._function(
-            input,
-            target,
-            self.margins,
-            self.class_weight,
-            self.alpha,
-            self.beta,
-            self.gamma,
-            self.scale,
-            self.label_smoothing,
-            self.ignore_index,
-            self.reduction,
-            totals,
-            **mask,
-        )
+        function = sigmoid_loss if self._is_sigmoid else softmax_loss
+        options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
+        vectors = Vectors(self.margins, self.class_weight)
+        loss = function(input, target, vectors, numbers_of(self), options)
         return loss if self.process_group is None else loss * group_size(self.process_group)
 
-    def _totals(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        return total_weight_and_examples(target, self.class_weight, self.ignore_index)
+    def _totals(self, target: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        options = Options(1, where, self.ignore_index)
+        each = counted(target, self.class_weight, options, self._is_sigmoid)
+        return group_totals(each, self.process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loss":
         vector = self.class_weight if self.margins is None else self.margins
@@ -239,9 +229,8 @@ class LMFLoss(LMFConstructors, _Loss):
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
-        parameters = lmf_parameters(
-            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
-        )
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -264,7 +253,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
-        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
+        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -287,9 +277,8 @@ class FocalLoss(FocalConstructors, _Loss):
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
-        parameters = focal_parameters(
-            class_counts, gamma, max_margin, class_weight, label_smoothing
-        )
+        numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
+        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -310,7 +299,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     tensor(0.6874)
     """
 
-    _function = staticmethod(masked_sigmoid_loss)
+    _is_sigmoid = True
 
     def __init__(
         self,
@@ -328,17 +317,9 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
-        parameters = sigmoid_parameters(
-            positive_counts,
-            negative_counts,
-            alpha,
-            beta,
-            gamma,
-            max_margin,
-            scale,
-            class_weight,
-            label_smoothing,
-        )
+        counts = (positive_counts, negative_counts)
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
     def forward(
@@ -350,13 +331,8 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         normalizers: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The loss of log-odds and labels of one shape, as :func:`sigmoid_lmf_loss` takes them."""
-        return self._reduced(input, target, {"where": where}, normalizers)
+        return self._reduced(input, target, where, normalizers)
 
     def normalizers(self, target: Tensor, *, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What a batch with these labels divides its means by; add them up over micro-batches."""
-        return group_totals(self._totals(target, where), self.process_group)
-
-    def _totals(self, target: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return total_sigmoid_weight_and_examples(
-            target, self.class_weight, self.ignore_index, where
-        )
+        return self._totals(target, where)

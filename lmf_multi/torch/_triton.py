@@ -9,7 +9,6 @@ pass would be 2, and 2 more for its product with the upstream gradient.
 import importlib.util
 import logging
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmf_multi.spec import Reduction
-from lmf_multi.torch._closed_form import as_long
+from lmf_multi.torch._mixture import along_classes
+from lmf_multi.torch._preparation import Batch, gradient
+from lmf_multi.torch._tensors import as_long, is_plain
 
 _LOG = logging.getLogger("lmf_multi")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -39,20 +39,27 @@ def available() -> bool:
     return False
 
 
-def supports(z: Tensor, y: Tensor, axis: int, label_smoothing: float = 0.0) -> bool:
-    """Whether ``fused_loss`` takes these CUDA tensors, whose shapes and dtypes are checked already.
+def takes_fused(z: Tensor, batch: Batch) -> bool:
+    """Whether the logits are numbers on a CUDA device, and ``fused_loss`` takes them."""
+    return z.is_cuda and is_plain(z) and supports(z, batch)
+
+
+def supports(z: Tensor, batch: Batch) -> bool:
+    """Whether ``fused_loss`` takes these CUDA tensors.
 
     Not rows that two strides cannot address; with distributions or label smoothing not more than
-    4096 classes, in float64 2048; and not distributions that want a gradient.
+    4096 classes, in float64 2048; not distributions that want a gradient; not the sigmoid form.
     """
-    soft = y.is_floating_point()
+    y, axis = batch.y, batch.options.axis
+    is_of_all = batch.is_soft or batch.numbers.label_smoothing != 0
     return (
-        available()
+        not batch.is_sigmoid
+        and available()
         and _runs_on(z.device)
         and y.device == z.device
         and z.dtype in _DTYPES
-        and not (soft and y.requires_grad)
-        and not ((soft or label_smoothing) and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
+        and not (batch.is_soft and y.requires_grad)
+        and not (is_of_all and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
         and layout_of(z, y, axis) is not None
     )
 
@@ -65,193 +72,149 @@ def _runs_on(device: torch.device) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def fused_loss(
-    z: Tensor,
-    y: Tensor,
-    Δ: Tensor | None,
-    w: Tensor | None,
-    *,
-    alpha: float,
-    beta: float,
-    gamma: float,
-    scale: float,
-    label_smoothing: float,
-    axis: int,
-    reduction: Reduction,
-    plain: Callable[[Tensor], Tensor],
-    ignore_index: int | None = None,
-    where: Tensor | None = None,
-    totals: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+def fused_loss(z: Tensor, batch: Batch) -> Tensor:
     """The reduced loss, as :func:`lmf_multi.torch.lmf_loss`, of what ``supports`` takes.
-
-    Args:
-        z: float, logits, the classes along ``axis``.
-        y: integer, the logits' shape without the class axis; or float, the logits' shape.
-        Δ: (C,) of any float dtype, or None, without the LDAM term.
-        w: (C,) of any float dtype, or None for ones.
-        plain: the same loss of the logits, in differentiable operations: for second derivatives.
-        ignore_index: examples with this integer label take no part.
-        where: bool, the logits' shape without the class axis; False leaves an example out.
-        totals: replace the batch's total class weight and number of examples in the means.
 
     Returns:
         float32, or float64 for float64 logits. A label out of range gives NaN.
     """
-    settings = _Settings(
-        alpha, beta, gamma, scale, label_smoothing, axis, reduction, ignore_index, totals, plain
+    y, where, α = batch.y, batch.options.where, batch.numbers.alpha
+    if not batch.is_soft:  # the kernel casts to int64
+        y = (as_long(y) if y.dtype == torch.uint64 else y).contiguous()
+    where, Δ, w = (
+        None if v is None else v.contiguous() for v in (where, batch.Δ if α else None, batch.w)
     )
-    arrays = (None if v is None else v.contiguous() for v in (where, Δ if alpha else None, w))
-    labels = as_long(y) if y.dtype == torch.uint64 else y  # the kernel casts to int64
-    loss: Tensor = _FusedLoss.apply(
-        z, y if y.is_floating_point() else labels.contiguous(), *arrays, settings
-    )
+    batch = batch._replace(y=y, Δ=Δ, w=w, options=batch.options._replace(where=where))
+    loss: Tensor = _FusedLoss.apply(z, batch)
     return loss
-
-
-class _Settings(NamedTuple):
-    alpha: float
-    beta: float
-    gamma: float
-    scale: float
-    label_smoothing: float
-    axis: int
-    reduction: Reduction
-    ignore_index: int | None
-    totals: tuple[Tensor, Tensor] | None
-    plain: Callable[[Tensor], Tensor]
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, settings = inputs
-        loss, normalizers, statistics = _loss(*inputs)
-        ctx.settings = settings
+    def forward(ctx: Any, z: Tensor, batch: Batch) -> Tensor:
+        loss, normalizers, statistics = _loss(z, batch)
+        ctx.batch = batch
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, normalizers, statistics)
+        ctx.save_for_backward(z, batch.y, batch.options.where, normalizers, statistics)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, None]:
         if upstream is None:
-            return (None,) * 6
-        z, y, where, Δ, w, normalizers, statistics = ctx.saved_tensors
+            return None, None
+        z, _, _, normalizers, statistics = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
-            loss = ctx.settings.plain(z)
-            (grad,) = torch.autograd.grad(loss, z, upstream, create_graph=True)
+            grad = (along_classes(upstream, ctx.batch.axis) * gradient(z, ctx.batch)).to(z.dtype)
         else:
             grad = torch.empty_like(z)
             # one number for all rows, as sum() hands it down, has strides of 0
             upstream = upstream.contiguous() if any(upstream.stride()) else upstream
-            backward = (grad, upstream, normalizers)
-            _launch(z, y, where, Δ, w, ctx.settings, None, statistics, *backward)
-        return grad, *[None] * 5
+            _launch(z, ctx.batch, _Pass(None, statistics, grad, upstream, normalizers))
+        return grad, None
 
 
-def _loss(
-    z: Tensor, y: Tensor, where: Any, Δ: Any, w: Any, settings: _Settings
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+class _Pass(NamedTuple):
+    """What a pass writes and reads beside logits and labels, as the kernel names it."""
+
+    out: Tensor | None
+    statistics: Tensor | None
+    grad: Tensor | None = None
+    upstream: Tensor | None = None
+    normalizers: Tensor | None = None
+
+
+def _loss(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, what the means divide by, and statistics of rows that do not fit a block."""
-    C, dtype = z.shape[settings.axis], torch.promote_types(z.dtype, torch.float32)
-    N, tile = z.numel() // C, _tile(z, y, settings)
+    axis, dtype = batch.options.axis, torch.promote_types(z.dtype, torch.float32)
+    C = z.shape[axis]
+    N, tile = z.numel() // C, _tile(z, batch)
     statistics = z.new_empty((3, N), dtype=dtype) if tile.block < C else None
-    if settings.reduction == "none":
-        axis = settings.axis % z.dim()
+    if batch.options.reduction == "none":
         out = z.new_empty(z.shape[:axis] + z.shape[axis + 1 :], dtype=dtype)
-        _launch(z, y, where, Δ, w, settings, out, statistics)
+        _launch(z, batch, _Pass(out, statistics))
         return out, None, statistics
     sums = z.new_empty((4, tile.programs(N)), dtype=torch.float64)
-    _launch(z, y, where, Δ, w, settings, sums, statistics)
-    loss, normalizers = _finish(sums, settings, dtype)
+    _launch(z, batch, _Pass(sums, statistics))
+    loss, normalizers = _finish(sums, batch, dtype)
     return loss, normalizers, statistics
 
 
-def _finish(sums: Tensor, settings: _Settings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The reduced loss, and what its two terms were divided by (2,)."""
+def _finish(sums: Tensor, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The reduced loss (), and what its two terms were divided by (2,), of sums (4, programs)."""
     from lmf_multi.torch import _triton_kernels as kernels
 
     if sums.shape[1] > 16 * _FINISH:  # more than one program should add
         sums = sums.sum(1, keepdim=True)
-    totals = settings.totals
-    weight, examples = (None, None) if totals is None else (_sum(t, sums) for t in totals)
+    weight, examples = batch.options.totals or (None, None)
     loss, normalizers = sums.new_empty((), dtype=dtype), sums.new_empty(2)
     with _on(sums.device):
         kernels.finish[(1,)](
-            sums,
-            weight,
-            examples,
-            loss,
-            normalizers,
-            sums.shape[1],
-            settings.alpha,
-            settings.beta,
-            BY_WEIGHT=settings.reduction == "mean",
-            BY_EXAMPLES=settings.reduction in ("mean", "batch_mean"),
+            sums=sums,
+            total_weight=_sum(weight, sums),
+            total_examples=_sum(examples, sums),
+            loss=loss,
+            normalizers=normalizers,
+            programs=sums.shape[1],
+            alpha=batch.numbers.alpha,
+            beta=batch.numbers.beta,
+            BY_WEIGHT=batch.options.reduction == "mean",
+            BY_EXAMPLES=batch.options.reduction in ("mean", "batch_mean"),
             BLOCK=_FINISH,
             enable_fp_fusion=True,
         )
     return loss, normalizers
 
 
-def _sum(total: Tensor, like: Tensor) -> Tensor:
-    return total.to(like.device, like.dtype).sum()
+def _sum(total: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if total is None else total.to(like.device, like.dtype).sum()
 
 
-def _launch(
-    z: Tensor,
-    y: Tensor,
-    where: Tensor | None,
-    Δ: Tensor | None,
-    w: Tensor | None,
-    settings: _Settings,
-    out: Tensor | None,
-    statistics: Tensor | None,
-    grad: Tensor | None = None,
-    upstream: Tensor | None = None,
-    normalizers: Tensor | None = None,
-) -> None:
+def _launch(z: Tensor, batch: Batch, run: _Pass) -> None:
     from lmf_multi.torch import _triton_kernels as kernels
 
-    layout, tile = layout_of(z, y, settings.axis), _tile(z, y, settings)
+    (y, Δ, w, numbers, options, soft, *_), tile = batch, _tile(z, batch)
+    layout, C, ignored = layout_of(z, y, options.axis), z.shape[options.axis], options.ignore_index
     assert layout is not None, "supports() refuses these strides"
-    C = z.shape[settings.axis]
+    (z_outer, z_inner, z_class), (y_outer, y_inner, y_class) = layout.z, layout.y
+    grad_outer, grad_inner, grad_class = layout.grad
     with _on(z.device):
         kernels.mixture[(tile.programs(z.numel() // C),)](
-            z,
-            y,
-            where,
-            Δ,
-            w,
-            out,
-            statistics,
-            grad,
-            upstream,
-            normalizers,
-            z.numel() // C,
-            layout.inner,
-            *layout.z,
-            *layout.y,
-            *layout.grad,
-            0 if upstream is None or not any(upstream.stride()) else 1,
-            1,
-            0 if settings.ignore_index is None else settings.ignore_index,
-            settings.alpha,
-            settings.beta,
-            settings.gamma,
-            settings.scale,
-            settings.label_smoothing,
+            z=z,
+            y=y,
+            where=options.where,
+            Δ=Δ,
+            w=w,
+            **run._asdict(),
+            N=z.numel() // C,
+            inner=layout.inner,
+            z_outer=z_outer,
+            z_inner=z_inner,
+            z_class=z_class,
+            y_outer=y_outer,
+            y_inner=y_inner,
+            y_class=y_class,
+            grad_outer=grad_outer,
+            grad_inner=grad_inner,
+            grad_class=grad_class,
+            upstream_stride=0 if run.upstream is None or not any(run.upstream.stride()) else 1,
+            one=1,
+            ignore_index=0 if ignored is None else ignored,
+            alpha=numbers.alpha,
+            beta=numbers.beta,
+            gamma=numbers.gamma,
+            scale=numbers.scale,
+            smoothing=numbers.label_smoothing,
             C=C,
             BLOCK=tile.block,
             ROWS=tile.rows,
             ALIGNMENT=layout.alignment,
-            ROW_A_THREAD=layout.z[2] == 1 and tile.block <= 32,
+            ROW_A_THREAD=z_class == 1 and tile.block <= 32,
             DTYPE=kernels.FLOAT64 if z.dtype == torch.float64 else kernels.FLOAT32,
-            SOFT=y.is_floating_point(),
-            SMOOTHED=settings.label_smoothing != 0,
-            IGNORES=settings.ignore_index is not None,
-            FOCAL=settings.beta != 0,
-            REDUCED=out is not None and settings.reduction != "none",
+            SOFT=soft,
+            SMOOTHED=numbers.label_smoothing != 0,
+            IGNORES=ignored is not None and not soft,
+            FOCAL=numbers.beta != 0,
+            REDUCED=run.out is not None and options.reduction != "none",
             num_warps=tile.warps,
             # Triton 3.10 changes the default; no product here is rounded on purpose
             enable_fp_fusion=True,
@@ -274,12 +237,13 @@ class _Tile(NamedTuple):
         return -(-N // self.rows)
 
 
-def _tile(z: Tensor, y: Tensor, settings: _Settings) -> _Tile:
+def _tile(z: Tensor, batch: Batch) -> _Tile:
     # the terms of all classes, and float64, take several times the registers
-    heavy = y.is_floating_point() or settings.label_smoothing != 0 or z.dtype == torch.float64
+    axis, ε = batch.options.axis, batch.numbers.label_smoothing
+    heavy = batch.is_soft or ε != 0 or z.dtype == torch.float64
     size, each = (_TILE // 4, 8) if heavy else (_TILE, 32)
-    in_registers = _row_bytes(z, settings.axis) <= _LONGEST_ROW
-    block = _power_of_2(z.shape[settings.axis]) if in_registers else _BLOCK
+    in_registers = _row_bytes(z, axis) <= _LONGEST_ROW
+    block = _power_of_2(z.shape[axis]) if in_registers else _BLOCK
     rows = min(512, max(1, size // block))
     return _Tile(rows, block, min(16, max(4, rows * block // (32 * each))))
 
