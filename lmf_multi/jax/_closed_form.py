@@ -1,7 +1,6 @@
-"""The terms in JAX, with the gradient's closed form computed together with the value.
+"""The arithmetic in JAX: the loss, and the closed form of its gradient, as the reference has them.
 
-As a ``custom_jvp``: reverse mode keeps one array of the logits' size, and forward mode and Hessians
-differentiate the closed form.
+Symbols as in ``lmf_multi._terms``; every array of the logits' shape has its classes along ``axis``.
 """
 
 from functools import partial
@@ -12,7 +11,202 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmf_multi.jax._cpu import by_kernel, has_kernel_for
+from lmf_multi._terms import Labels, Terms
+
+
+def value_and_grad(z: Array, labels: Labels, terms: Terms, axis: int | None) -> tuple[Array, Array]:
+    """Loss (N,) and its gradient (N, C), in float32 at least; the sigmoid form has no axis."""
+    z = z if z.dtype == jnp.float64 else z.astype(jnp.float32)
+    if axis is None:
+        return sigmoid(z, labels, terms)
+    if labels.q is None:
+        return one_class(z, labels, terms, axis)
+    return all_classes(z, labels, terms, axis)
+
+
+def one_class(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Array, Array]:
+    """Loss of the labelled class alone (N,), and its gradient (N, C)."""
+    Δ, w, a, b, γ, s = terms
+    W, y = weights(labels, w, axis, z.dtype), jnp.maximum(labels.y, 0)
+    is_y = is_class(y, z.shape[axis], axis)
+    # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
+    masked = labels.masked
+    left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
+    others = jnp.where(left_out, _IMPOSSIBLE, z)
+    M, z_y = _largest_and_labelled(others, z, y, axis)
+    if masked is not None:
+        z_y = jnp.where(masked, 0, z_y)
+    x = jnp.maximum(others - jnp.expand_dims(M, axis), -LARGE)
+
+    exponentials = [jnp.exp(s * x)] * (a is not None) + [jnp.exp(x)] * (b is not None)
+    sums = [_at_least_1(S) for S in _sums(axis, *exponentials)]
+    each = []
+    if a is not None:
+        Δ_y = at_class(Δ, y, axis)
+        each.append((W * a, *ldam(log_odds(z_y, M, sums[0], s, Δ_y), s)))
+    if b is not None:
+        each.append((W * b, *focal(log_odds(z_y, M, sums[-1]), γ)))
+    if not each:
+        return jnp.zeros_like(z_y), jnp.zeros_like(z)
+    losses = [times(c, loss) for c, loss, _ in each]
+    slopes = [c * slope for c, _, slope in each]
+    grads = [
+        e * jnp.expand_dims(-slope / S, axis)
+        for e, slope, S in zip(exponentials, slopes, sums, strict=True)
+    ]
+    return _sum(losses), jnp.where(is_y, jnp.expand_dims(_sum(slopes), axis), _sum(grads))
+
+
+def all_classes(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Array, Array]:
+    """Loss of every class by its share, summed (N,), and its gradient (N, C).
+
+    Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
+    difference would cancel; the largest has a sum of its own.
+    """
+    Δ, w, a, b, γ, s = terms
+    top = jnp.argmax(jax.lax.stop_gradient(z), axis)
+    is_top = is_class(top, z.shape[axis], axis)
+    others = jnp.where(is_top, _IMPOSSIBLE, z)
+    M = jax.lax.stop_gradient(z).max(axis, keepdims=True)
+    M_others = jnp.maximum(jax.lax.stop_gradient(others).max(axis, keepdims=True), -LARGE)
+    M_j = jnp.where(is_top, M_others, M)
+    x, x_others = jnp.maximum(z - M, -LARGE), jnp.maximum(others - M_others, -LARGE)
+
+    share, losses, grads = shares(labels.q, w, axis), [], []
+    if a is not None:
+        e, e_others = jnp.exp(s * x), jnp.exp(s * x_others)
+        S, S_others = sums_of_others(e, e_others, is_top, axis)
+        loss, slope = ldam(log_odds(z, M_j, S, s, by_class(Δ, z.ndim, axis)), s)
+        losses.append(times(share * a, loss))
+        grads.append(chain(share * a * slope, e, S, e_others / S_others, is_top, axis))
+    if b is not None:
+        e, e_others = jnp.exp(x), jnp.exp(x_others)
+        S, S_others = sums_of_others(e, e_others, is_top, axis)
+        loss, slope = focal(log_odds(z, M_j, S), γ)
+        losses.append(times(share * b, loss))
+        grads.append(chain(share * b * slope, e, S, e_others / S_others, is_top, axis))
+    if not losses:
+        return jnp.zeros_like(z).sum(axis), jnp.zeros_like(z)
+    return _sum(losses).sum(axis), _sum(grads)
+
+
+def sigmoid(x: Array, labels: Labels, terms: Terms) -> tuple[Array, Array]:
+    """Loss (N,) of each element as what its label is, or as both by their shares, and its gradient.
+
+    What is of negative and positive lies along a first axis, (2, N).
+    """
+    Δ, w, a, b, γ, s = terms
+    if labels.q is None:
+        x = x if labels.masked is None else jnp.where(labels.masked, 0, x)
+        sign = jnp.where(labels.y == 1, 1, -1).astype(x.dtype)
+        W, Δ = weights(labels, w, None, x.dtype), None if Δ is None else at_class(Δ, labels.y, None)
+        ω = sign * x
+    else:
+        sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
+        W, ω = shares(labels.q, w, None), sign * x[None]
+
+    losses, slopes = [], []
+    if a is not None:
+        loss, slope = ldam(log_odds(ω, 0.0, jnp.ones_like(ω), s, Δ), s)
+        losses.append(times(W * a, loss))
+        slopes.append(W * a * slope)
+    if b is not None:
+        loss, slope = focal(ω, γ)
+        losses.append(times(W * b, loss))
+        slopes.append(W * b * slope)
+    if not losses:
+        return jnp.zeros_like(x), jnp.zeros_like(x)
+    loss, grad = _sum(losses), sign * _sum(slopes)
+    return (loss, grad) if labels.q is None else (loss.sum(0), grad.sum(0))
+
+
+def weights(labels: Labels, w: Array | None, axis: int | None, dtype: Any) -> Array:
+    """Each example's class weight W (N,): 0 for a masked one, NaN for an unknown label."""
+    y, masked, q = labels
+    if q is not None and axis is None:  # which XLA does not add up in an array of its own
+        both: Array = q[0] + q[1] if w is None else q[0] * w[0] + q[1] * w[1]
+        return both
+    if q is not None:
+        return shares(q, w, axis).sum(axis)
+    W = jnp.ones(y.shape, dtype) if w is None else at_class(w, y, axis)
+    if masked is None:
+        return nan_where(y < 0, W)
+    return jnp.where(masked, 0, nan_where((y < 0) & ~masked, W))
+
+
+def shares(q: Array, w: Array | None, axis: int | None) -> Array:
+    """What every class counts for, q w (N, C), in the sigmoid form (2, N)."""
+    return q if w is None else q * by_class(w, q.ndim, axis)
+
+
+def sums_of_others(e: Array, e_others: Array, is_top: Array, axis: int) -> tuple[Array, Array]:
+    """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
+    S_others = _at_least_1(e_others.sum(axis, keepdims=True))
+    return jnp.where(is_top, S_others, e.sum(axis, keepdims=True) - e), S_others
+
+
+def chain(G: Array, e: Array, S: Array, r_top: Array, is_top: Array, axis: int) -> Array:
+    """Gradient for the logits from the slopes G_j = ∂L/∂ω_j: G_k - Σ_{j≠k} G_j r_jk."""
+    t = jnp.where(is_top, 0, G / S)
+    G_top = jnp.where(is_top, G, 0).sum(axis, keepdims=True)
+    return G - e * (t.sum(axis, keepdims=True) - t) - r_top * G_top
+
+
+def log_odds(z: Array, M: Any, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
+    d, lost = difference(z, M)
+    h, also_lost = difference(d, Δ)
+    ω: Array = s * h + (s * (lost + also_lost) - jnp.log(S))
+    return ω
+
+
+def difference(a: Array, b: Any) -> tuple[Array, Array]:
+    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
+    c = a - b
+    lost = (a - (c + (a - c))) + ((a - c) - b)
+    return c, jax.lax.stop_gradient(jnp.where(jnp.isfinite(lost), lost, 0))
+
+
+def ldam(τ: Array, s: Any) -> tuple[Array, Array]:
+    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
+    root, e, rest = tail(τ)
+    # sigmoid(-τ) may underflow where s times it does not, its root cannot
+    r = jnp.where(τ >= 0, root, 1)
+    return jnp.where(τ >= 0, 0, -τ) + rest, -(s * r) * r / (1 + e)
+
+
+def focal(ω: Array, γ: Any) -> tuple[Array, Array]:
+    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
+    _, e, rest = tail(ω)
+    ce, modulation = jnp.where(ω >= 0, 0, -ω) + rest, jnp.exp(-γ * (jnp.where(ω >= 0, ω, 0) + rest))
+    p, miss = jnp.where(ω >= 0, 1, e), jnp.where(ω >= 0, e, 1)  # times 1 + e
+    slope = -modulation * (γ * p * jnp.minimum(ce, LARGE) + miss) / (1 + e)
+    return modulation * ce, slope
+
+
+def tail(x: Array) -> tuple[Array, Array, Array]:
+    """e^{-|x|/2}, its square and log(1 + e^{-|x|}), of which sigmoid and softplus are made.
+
+    ``where`` takes the same side at 0 throughout, so that the derivatives there are right.
+    """
+    root = jnp.exp(jnp.where(x >= 0, -x, x) / 2)
+    e = root * root
+    return root, e, jnp.log1p(e)
+
+
+def times(coefficient: Array, term: Array) -> Array:
+    """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
+    nothing = (coefficient == 0) & (term > np.finfo(term.dtype).max)
+    return jnp.where(nothing, 0, coefficient * term)
+
+
+# Beyond every log-odds that matters, and small enough for products with it to stay finite.
+LARGE = 1e18
+# Less than any maximum by as much, as -inf is, which users may have found where they gave none.
+_IMPOSSIBLE = -2 * LARGE
+
+
+# --- what JAX needs besides: gathers and sums that XLA makes fast, NaN that nobody finds too early
 
 
 def is_class(y: Array, C: int, axis: int) -> Array:
@@ -21,9 +215,26 @@ def is_class(y: Array, C: int, axis: int) -> Array:
     return jax.lax.broadcasted_iota(y.dtype, shape, axis) == jnp.expand_dims(y, axis)
 
 
-# Up to so many classes XLA's own loops are faster on a CPU than the library, YNNPACK, that it hands
-# single sums and maxima to: several times over short rows (JAX 0.10, x86).
-_FEW = 32
+def by_class(vector: Array, ndim: int, axis: int | None) -> Array:
+    """(C,) along the class axis of ``ndim``, which users may forbid to be added silently.
+
+    The sigmoid form's (2, …) lies as it should.
+    """
+    if axis is None:
+        return vector
+    return jnp.expand_dims(vector, [i for i in range(ndim) if i != axis])
+
+
+def at_class(vector: Array, y: Array, axis: int | None) -> Array:
+    """``vector[y]`` (N,), some entry for -1.
+
+    A gather from the vector itself refuses explicitly sharded labels.
+    """
+    if axis is None:
+        return jnp.where(y == 1, vector[1], vector[0])
+    shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
+    along = jnp.broadcast_to(by_class(vector, y.ndim + 1, axis), shape)
+    return at_label(along, jnp.maximum(y, 0), axis)
 
 
 def at_label(x: Array, y: Array, axis: int) -> Array:
@@ -53,28 +264,24 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
     return x_y
 
 
-def by_class(vector: Array, ndim: int, axis: int) -> Array:
-    """(C,) along the class axis of ``ndim``, which users may forbid to be added silently."""
-    return jnp.expand_dims(vector, [i for i in range(ndim) if i != axis])
-
-
-def at_class(vector: Array, y: Array, axis: int) -> Array:
-    """``vector[y]``; a gather from the vector itself refuses explicitly sharded labels."""
-    shape = (*y.shape[:axis], len(vector), *y.shape[axis:])
-    return at_label(jnp.broadcast_to(by_class(vector, y.ndim + 1, axis), shape), y, axis)
-
-
 def nan_where(bad: Array, x: Array) -> Array:
     """x, or NaN: computed, since users may have NaN constants found that nobody selects."""
     return x * jnp.sqrt(jnp.where(bad, -1, 1).astype(x.dtype))
 
 
-def weights(y: Array, masked: Array | None, w: Array | None, axis: int, dtype: Any) -> Array:
-    """Each example's class weight: 0 for a masked one, NaN for an unknown label."""
-    W = jnp.ones(y.shape, dtype) if w is None else at_class(w, jnp.maximum(y, 0), axis)
-    if masked is None:
-        return nan_where(y < 0, W)
-    return jnp.where(masked, 0, nan_where((y < 0) & ~masked, W))
+# Up to so many classes XLA's own loops are faster on a CPU than the library, YNNPACK, that it hands
+# single sums and maxima to: several times over short rows (JAX 0.10, x86).
+_FEW = 32
+
+
+def _largest_and_labelled(others: Array, z: Array, y: Array, axis: int) -> tuple[Array, Array]:
+    """M = max_{k≠y} z_k, at least -LARGE, and z_y."""
+    if z.shape[axis] > _FEW:
+        M, z_y = jax.lax.stop_gradient(others).max(axis), at_label(z, y, axis)
+    else:
+        z_y_alone = jnp.where(is_class(y, z.shape[axis], axis), z, 0)
+        M, z_y = _max_and_sum(others, z_y_alone, axis)
+    return jnp.maximum(M, -LARGE), z_y
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -117,285 +324,12 @@ def _reduce(arrays: Any, inits: list[float], operations: list[Any], axis: int) -
     return reduced
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(9,))
-def mixture(
-    z: Array,
-    y: Array | None,
-    masked: Array | None,
-    Δ: Array | None,
-    w: Array | None,
-    a: Any,
-    b: Any,
-    γ: Any,
-    s: Any,
-    axis: int | None,
-) -> Array:
-    """w_y (a LDAM_y + b Focal_y) of each example, of vectors Δ and w and numbers a and b.
-
-    ``masked`` tells the examples that do not count, if some do not; -1 is an unknown label. With
-    ``y=None`` it is the sum over the classes, with a and b of the logits' shape, and Δ for each
-    class. Without a class axis it is the sigmoid form: y tells the positive elements, of which a,
-    b and Δ are, and with ``y=None`` those hold negative and positive along a first axis.
-    """
-    return _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis, False)[0]
-
-
-@partial(mixture.defjvp, symbolic_zeros=True)
-def _mixture_jvp(axis: int | None, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    z, y, masked, Δ, w, a, b, γ, s = primals
-    dz, _, _, *dparameters = tangents
-    loss, grad = _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis)
-    dloss = jnp.zeros_like(loss)
-    if not is_symbolic_zero(dz):
-        change = grad * dz.astype(grad.dtype)
-        dloss += change if axis is None else change.sum(axis)
-    if not all(is_symbolic_zero(d) for d in dparameters):
-
-        def value(Δ: Any, w: Any, a: Any, b: Any, γ: Any, s: Any) -> Array:
-            return _value_and_grad(z, y, masked, Δ, w, a, b, γ, s, axis, False)[0]
-
-        changes = jax.tree.map(_instantiate, tuple(dparameters), is_leaf=is_symbolic_zero)
-        _, d = jax.jvp(value, (Δ, w, a, b, γ, s), changes)
-        dloss += d
-    return loss, dloss
-
-
-def is_symbolic_zero(tangent: Any) -> bool:
-    return tangent is None or isinstance(tangent, jax.custom_derivatives.SymbolicZero)
-
-
-def _instantiate(tangent: Any) -> Any:
-    zero = tangent is not None and is_symbolic_zero(tangent)
-    return jnp.zeros(tangent.shape, tangent.dtype) if zero else tangent
-
-
-def _value_and_grad(
-    z: Array,
-    y: Array | None,
-    masked: Array | None,
-    Δ: Array | None,
-    w: Array | None,
-    a: Any,
-    b: Any,
-    γ: Any,
-    s: Any,
-    axis: int | None,
-    with_grad: bool = True,
-) -> tuple[Array, Any]:
-    if axis is not None and y is not None and has_kernel_for(z):
-        loss, *grad = by_kernel(_one_class, z, y, masked, Δ, w, a, b, γ, s, axis, with_grad)
-        return loss, grad[0] if with_grad else None
-    if axis is not None and y is not None:
-        return _one_class(z, y, masked, Δ, w, a, b, γ, s, axis)
-    z = _widened(z)
-    if axis is None:
-        return _sigmoid(z, y, Δ, a, b, γ, s)
-    return _all_classes(z, Δ, a, b, γ, s, axis)
-
-
-def _widened(z: Array) -> Array:
-    return z if z.dtype == jnp.float64 else z.astype(jnp.float32)
-
-
-def _one_class(
-    z: Array,
-    y: Array,
-    masked: Array | None,
-    Δ: Array | None,
-    w: Array | None,
-    a: Any,
-    b: Any,
-    γ: Any,
-    s: Any,
-    axis: int,
-) -> tuple[Array, Array]:
-    """Loss of the labelled class alone, and its gradient."""
-    z = _widened(z)
-    W, y = weights(y, masked, w, axis, z.dtype), jnp.maximum(y, 0)
-    is_y = is_class(y, z.shape[axis], axis)
-    # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
-    left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
-    others = jnp.where(left_out, _IMPOSSIBLE, z)
-    M, z_y = _largest_and_labelled(others, z, y, axis)
-    if masked is not None:
-        z_y = jnp.where(masked, 0, z_y)
-    x = jnp.maximum(others - jnp.expand_dims(M, axis), -_LARGE)
-
-    has_ldam, has_focal = a is not None and Δ is not None, b is not None
-    exponentials = [jnp.exp(s * x)] * has_ldam + [jnp.exp(x)] * has_focal
-    sums = [_at_least_1(S) for S in _sums(axis, *exponentials)]
-    terms = []
-    if a is not None and Δ is not None:
-        Δ_y = at_class(Δ, y, axis)
-        terms.append((W * a, *_ldam(_log_odds(z_y, M, sums[0], s, Δ_y), s)))
-    if b is not None:
-        terms.append((W * b, *_focal(_log_odds(z_y, M, sums[-1]), γ)))
-    if not terms:
-        return jnp.zeros_like(z_y), jnp.zeros_like(z)
-    losses = [_times(c, loss) for c, loss, _ in terms]
-    slopes = [c * slope for c, _, slope in terms]
-    grads = [
-        e * jnp.expand_dims(-slope / S, axis)
-        for e, slope, S in zip(exponentials, slopes, sums, strict=True)
-    ]
-    return _sum(losses), jnp.where(is_y, jnp.expand_dims(_sum(slopes), axis), _sum(grads))
-
-
-def _largest_and_labelled(others: Array, z: Array, y: Array, axis: int) -> tuple[Array, Array]:
-    """M = max_{k≠y} z_k, at least -_LARGE, and z_y."""
-    if z.shape[axis] > _FEW:
-        M, z_y = jax.lax.stop_gradient(others).max(axis), at_label(z, y, axis)
-    else:
-        z_y_alone = jnp.where(is_class(y, z.shape[axis], axis), z, 0)
-        M, z_y = _max_and_sum(others, z_y_alone, axis)
-    return jnp.maximum(M, -_LARGE), z_y
-
-
 def _at_least_1(S: Array) -> Array:
     """A sum of exponentials, which is 1 or more unless no other class is possible.
 
     ``maximum`` would halve the derivative where the sum rounds to 1.
     """
     return jnp.where(S < 1, 1, S)
-
-
-def _all_classes(
-    z: Array,
-    Δ: Array | None,
-    a: Array | None,
-    b: Array | None,
-    γ: Any,
-    s: Any,
-    axis: int,
-) -> tuple[Array, Array]:
-    """Loss of every class, summed, and its gradient.
-
-    Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
-    difference would cancel; the largest has a sum of its own.
-    """
-    top = jnp.argmax(jax.lax.stop_gradient(z), axis)
-    is_top = is_class(top, z.shape[axis], axis)
-    others = jnp.where(is_top, _IMPOSSIBLE, z)
-    M = jax.lax.stop_gradient(z).max(axis, keepdims=True)
-    M_others = jnp.maximum(jax.lax.stop_gradient(others).max(axis, keepdims=True), -_LARGE)
-    M_j = jnp.where(is_top, M_others, M)
-    x, x_others = jnp.maximum(z - M, -_LARGE), jnp.maximum(others - M_others, -_LARGE)
-
-    losses, grads = [], []
-    if a is not None and Δ is not None:
-        e, e_others = jnp.exp(s * x), jnp.exp(s * x_others)
-        S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        ldam, slope = _ldam(_log_odds(z, M_j, S, s, Δ), s)
-        losses.append(_times(a, ldam))
-        grads.append(_chain(a * slope, e, S, e_others / S_others, is_top, axis))
-    if b is not None:
-        e, e_others = jnp.exp(x), jnp.exp(x_others)
-        S, S_others = _sums_of_others(e, e_others, is_top, axis)
-        focal, slope = _focal(_log_odds(z, M_j, S), γ)
-        losses.append(_times(b, focal))
-        grads.append(_chain(b * slope, e, S, e_others / S_others, is_top, axis))
-    if not losses:
-        return jnp.zeros_like(z).sum(axis), jnp.zeros_like(z)
-    return _sum(losses).sum(axis), _sum(grads)
-
-
-def _sigmoid(
-    x: Array,
-    positive: Array | None,
-    Δ: Array | None,
-    a: Array | None,
-    b: Array | None,
-    γ: Any,
-    s: Any,
-) -> tuple[Array, Array]:
-    """Loss of each element as a positive or a negative, or of both summed, and its gradient."""
-    if positive is None:
-        sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
-        ω = sign * x[None]
-    else:
-        sign = jnp.where(positive, 1, -1).astype(x.dtype)
-        ω = sign * x
-
-    losses, slopes = [], []
-    if a is not None and Δ is not None:
-        ldam, slope = _ldam(_log_odds(ω, 0.0, jnp.ones_like(ω), s, Δ), s)
-        losses.append(_times(a, ldam))
-        slopes.append(a * slope)
-    if b is not None:
-        focal, slope = _focal(ω, γ)
-        losses.append(_times(b, focal))
-        slopes.append(b * slope)
-    if not losses:
-        return jnp.zeros_like(x), jnp.zeros_like(x)
-    loss, grad = _sum(losses), sign * _sum(slopes)
-    return (loss.sum(0), grad.sum(0)) if positive is None else (loss, grad)
-
-
-def _sums_of_others(e: Array, e_others: Array, is_top: Array, axis: int) -> tuple[Array, Array]:
-    """Σ_{k≠j} of the exponentials for every j, and the one of the largest class by itself."""
-    S_others = _at_least_1(e_others.sum(axis, keepdims=True))
-    return jnp.where(is_top, S_others, e.sum(axis, keepdims=True) - e), S_others
-
-
-def _chain(G: Array, e: Array, S: Array, r_top: Array, is_top: Array, axis: int) -> Array:
-    """Gradient for the logits from the slopes G_j = ∂L/∂ω_j: G_k - Σ_{j≠k} G_j r_jk."""
-    t = jnp.where(is_top, 0, G / S)
-    G_top = jnp.where(is_top, G, 0).sum(axis, keepdims=True)
-    return G - e * (t.sum(axis, keepdims=True) - t) - r_top * G_top
-
-
-def _log_odds(z: Array, M: Any, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
-    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
-    d, lost = _difference(z, M)
-    h, also_lost = _difference(d, Δ)
-    log_odds: Array = s * h + (s * (lost + also_lost) - jnp.log(S))
-    return log_odds
-
-
-def _difference(a: Array, b: Any) -> tuple[Array, Array]:
-    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
-    c = a - b
-    lost = (a - (c + (a - c))) + ((a - c) - b)
-    return c, jax.lax.stop_gradient(jnp.where(jnp.isfinite(lost), lost, 0))
-
-
-def _ldam(τ: Array, s: Any) -> tuple[Array, Array]:
-    """softplus(-τ) and its slope, with τ = ω(s z) - s Δ."""
-    root, e, rest = _tail(τ)
-    # sigmoid(-τ) may underflow where s times it does not, its root cannot
-    r = jnp.where(τ >= 0, root, 1)
-    return jnp.where(τ >= 0, 0, -τ) + rest, -(s * r) * r / (1 + e)
-
-
-def _focal(ω: Array, γ: Any) -> tuple[Array, Array]:
-    """sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point."""
-    _, e, rest = _tail(ω)
-    ce, modulation = jnp.where(ω >= 0, 0, -ω) + rest, jnp.exp(-γ * (jnp.where(ω >= 0, ω, 0) + rest))
-    p, miss = jnp.where(ω >= 0, 1, e), jnp.where(ω >= 0, e, 1)  # times 1 + e
-    slope = -modulation * (γ * p * jnp.minimum(ce, _LARGE) + miss) / (1 + e)
-    return modulation * ce, slope
-
-
-def _tail(x: Array) -> tuple[Array, Array, Array]:
-    """e^{-|x|/2}, its square and log(1 + e^{-|x|}), of which sigmoid and softplus are made.
-
-    ``where`` takes the same side at 0 throughout, so that the derivatives there are right.
-    """
-    root = jnp.exp(jnp.where(x >= 0, -x, x) / 2)
-    e = root * root
-    return root, e, jnp.log1p(e)
-
-
-# Beyond every log-odds that matters, and small enough for products with it to stay finite.
-_LARGE = 1e18
-# Less than any maximum by as much, as -inf is, which users may have found where they gave none.
-_IMPOSSIBLE = -2 * _LARGE
-
-
-def _times(coefficient: Array, term: Array) -> Array:
-    """Their product with 0 · ∞ = 0: what counts for nothing may be impossible."""
-    nothing = (coefficient == 0) & (term > np.finfo(term.dtype).max)
-    return jnp.where(nothing, 0, coefficient * term)
 
 
 def _sum(terms: list[Array]) -> Array:

@@ -20,6 +20,7 @@ from lmf_multi._constructors import (
     lmf_parameters,
     sigmoid_parameters,
 )
+from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.jax._functional import (
     compute_loss,
     compute_sigmoid_loss,
@@ -34,6 +35,7 @@ from lmf_multi.spec import (
     short,
 )
 
+_LEAVES = (*Vectors._fields, *Numbers._fields)
 _STATIC = ("axis", "reduction", "axis_name")
 
 
@@ -60,15 +62,14 @@ class _Loss:
     _count = staticmethod(total_weight_and_examples)
 
     def __init_subclass__(cls) -> None:
-        leaves = [field.name for field in fields(_Loss) if field.name not in _STATIC]
         jax.tree_util.register_pytree_with_keys(
             cls,
             lambda loss: (
-                [(jax.tree_util.GetAttrKey(name), getattr(loss, name)) for name in leaves],
+                [(jax.tree_util.GetAttrKey(name), getattr(loss, name)) for name in _LEAVES],
                 tuple(getattr(loss, name) for name in _STATIC),
             ),
             lambda static, children: cls._of(
-                dict(zip((*leaves, *_STATIC), (*children, *static), strict=True))
+                dict(zip((*_LEAVES, *_STATIC), (*children, *static), strict=True))
             ),
         )
 
@@ -80,9 +81,9 @@ class _Loss:
                 "use 'mean', 'batch_mean' or 'sum'"
             )
         static = {"axis": axis, "reduction": reduction, "axis_name": axis_name}
-        for field in fields(_Loss):
-            value = static.get(field.name, getattr(parameters, field.name, None))
-            object.__setattr__(self, field.name, value)
+        leaves = parameters.vectors._asdict() | parameters.numbers._asdict()
+        for name, value in (leaves | static).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def _of(cls, attributes: dict[str, Any]) -> Self:
@@ -131,19 +132,10 @@ class _Loss:
         for name, values in arrays.items():
             if isinstance(values, list) and ... in values:
                 raise TypeError(f"{name} must be numbers, got {short(values)}; pickle the loss")
-        return cls._of(
-            {
-                "alpha": alpha,
-                "beta": beta,
-                "gamma": gamma,
-                "scale": scale,
-                "label_smoothing": label_smoothing,
-                "axis": axis,
-                "reduction": reduction,
-                "axis_name": axis_name,
-                **{k: np.array(v) if isinstance(v, list) else v for k, v in arrays.items()},
-            }
-        )
+            arrays[name] = np.array(values) if isinstance(values, list) else values
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        static = {"axis": axis, "reduction": reduction, "axis_name": axis_name}
+        return cls._of(arrays | numbers._asdict() | static)
 
     def __repr__(self) -> str:
         attributes = {field.name: _plain(getattr(self, field.name)) for field in fields(_Loss)}
@@ -170,22 +162,11 @@ class _Loss:
             raise ValueError(
                 f"normalizers need the reduction 'mean' or 'batch_mean', got {self.reduction!r}"
             )
-        loss = self._compute(
-            logits,
-            labels,
-            self.margins,
-            self.class_weight,
-            self.alpha,
-            self.beta,
-            self.gamma,
-            self.scale,
-            self.label_smoothing,
-            axis=self.axis,
-            where=where,
-            reduction=self.reduction,
-            totals=normalizers,
-            axis_name=self.axis_name,
-        )
+        if self.axis_name is not None and self.reduction != "sum":
+            normalizers = normalizers or self.normalizers(labels, where=where)
+        vectors = Vectors(self.margins, self.class_weight)
+        options = Options(self.axis, where, reduction=self.reduction, totals=normalizers)
+        loss = self._compute(logits, labels, vectors, numbers_of(self), options)
         if self.reduction == "none":
             return loss
         total = loss.sum()
@@ -201,9 +182,10 @@ class _Loss:
         Returns:
             Total class weight and number of examples, () each; of all devices with ``axis_name``.
         """
-        return self._count(
-            labels, self.class_weight, axis=self.axis, where=where, axis_name=self.axis_name
-        )
+        totals = self._count(labels, self.class_weight, Options(self.axis, where))
+        if self.axis_name is not None:
+            totals = jax.lax.psum(totals, self.axis_name)  # type: ignore[no-untyped-call]
+        return totals
 
 
 def _plain(value: Any) -> Any:
@@ -244,9 +226,8 @@ class LMFLoss(LMFConstructors, _Loss):
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
-        parameters = lmf_parameters(
-            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
-        )
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -270,7 +251,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
-        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
+        numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
+        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -294,9 +276,8 @@ class FocalLoss(FocalConstructors, _Loss):
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
-        parameters = focal_parameters(
-            class_counts, gamma, max_margin, class_weight, label_smoothing
-        )
+        numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
+        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -337,15 +318,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
-        parameters = sigmoid_parameters(
-            positive_counts,
-            negative_counts,
-            alpha,
-            beta,
-            gamma,
-            max_margin,
-            scale,
-            class_weight,
-            label_smoothing,
-        )
+        counts = (positive_counts, negative_counts)
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
