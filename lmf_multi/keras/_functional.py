@@ -1,28 +1,30 @@
 """One signature on three backends: the JAX and PyTorch cores on theirs, TensorFlow's here."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-_CORES = {
-    "tensorflow": ("lmf_multi.keras._tensorflow", "lmf_multi.keras._tensorflow"),
-    "jax": ("lmf_multi.jax._functional", "lmf_multi.jax._functional"),
-    "torch": ("lmf_multi.torch._functional", "lmf_multi.torch._sigmoid"),
-}
+from lmf_multi._terms import Numbers, Options, Vectors
 
-if keras.backend.backend() not in _CORES:
+_core: Any
+_backend = keras.backend.backend()
+if _backend == "tensorflow":
+    import lmf_multi.keras._tensorflow as _core
+elif _backend == "jax":
+    import lmf_multi.jax._functional as _core
+elif _backend == "torch":
+    import lmf_multi.torch._functional as _core
+else:
     raise ImportError(
-        f"lmf_multi.keras needs one of the backends {', '.join(_CORES)}, "
-        f"got {keras.backend.backend()!r}; set KERAS_BACKEND before importing keras"
+        "lmf_multi.keras needs one of the backends tensorflow, jax, torch, "
+        f"got {_backend!r}; set KERAS_BACKEND before importing keras"
     )
-_core, _sigmoid = map(importlib.import_module, _CORES[keras.backend.backend()])
 compute_loss: Callable[..., Any] = _core.compute_loss
+compute_sigmoid_loss: Callable[..., Any] = _core.compute_sigmoid_loss
 # the other cores check arrays by themselves
 check_given: Callable[..., None] = getattr(_core, "check_given", lambda **vectors: None)
-compute_sigmoid_loss: Callable[..., Any] = _sigmoid.compute_sigmoid_loss
 # of totals that one of TensorFlow's strategies may have split; elsewhere they are whole
 over_replicas: Callable[[list[Any]], list[Any]] = getattr(_core, "over_replicas", list)
 of_whole_batch: Callable[[Any], Any] = getattr(_core, "of_whole_batch", lambda total: total)
@@ -40,6 +42,10 @@ def as_tensor(name: str, values: Any, dtype: Any = None) -> Any:
             "got shape <unknown>; give it one with tf.ensure_shape"
         )
     return tensor
+
+
+def _options(axis: int, where: Any) -> Options:
+    return Options(axis, None if where is None else as_tensor("where", where))
 
 
 def lmf_loss(
@@ -89,17 +95,9 @@ def lmf_loss(
     return compute_loss(
         as_tensor("logits", logits),
         as_tensor("labels", labels),
-        margins,
-        class_weight,
-        alpha,
-        beta,
-        gamma,
-        scale,
-        label_smoothing,
-        axis=axis,
-        where=None if where is None else as_tensor("where", where),
-        mask_name="where",
-        reduction="none",
+        Vectors(margins, class_weight),
+        Numbers(alpha, beta, gamma, scale, label_smoothing),
+        _options(axis, where),
     )
 
 
@@ -120,17 +118,13 @@ def ldam_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.6931], dtype=float32)
     """
-    return lmf_loss(
-        logits,
-        labels,
-        margins,
-        class_weight,
-        alpha=1.0,
-        beta=0.0,
-        scale=scale,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
+    check_given(margins=margins, class_weight=class_weight)
+    return compute_loss(
+        as_tensor("logits", logits),
+        as_tensor("labels", labels),
+        Vectors(margins, class_weight),
+        Numbers(1.0, 0.0, 0.0, scale, label_smoothing),
+        _options(axis, where),
     )
 
 
@@ -149,17 +143,13 @@ def focal_loss(
     >>> ops.convert_to_numpy(focal_loss(ops.zeros((1, 2)), ops.array([0]), gamma=2.0)).round(4)
     array([0.1733], dtype=float32)
     """
-    return lmf_loss(
-        logits,
-        labels,
-        None,
-        class_weight,
-        alpha=0.0,
-        beta=1.0,
-        gamma=gamma,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        where=where,
+    check_given(class_weight=class_weight)
+    return compute_loss(
+        as_tensor("logits", logits),
+        as_tensor("labels", labels),
+        Vectors(None, class_weight),
+        Numbers(0.0, 1.0, gamma, 1.0, label_smoothing),
+        _options(axis, where),
     )
 
 
@@ -198,15 +188,7 @@ def sigmoid_lmf_loss(
     return compute_sigmoid_loss(
         as_tensor("logits", logits),
         as_tensor("labels", labels),
-        margins,
-        class_weight,
-        alpha,
-        beta,
-        gamma,
-        scale,
-        label_smoothing,
-        axis=axis,
-        where=None if where is None else as_tensor("where", where),
-        mask_name="where",
-        reduction="none",
+        Vectors(margins, class_weight),
+        Numbers(alpha, beta, gamma, scale, label_smoothing),
+        _options(axis, where),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -20,8 +20,10 @@ from lmf_multi._constructors import (
     focal_parameters,
     ldam_parameters,
     lmf_parameters,
+    remember,
     sigmoid_parameters,
 )
+from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.keras._functional import (
     as_tensor,
     compute_loss,
@@ -44,33 +46,32 @@ _MEANS = ("sum_over_batch_size", "mean")
 _REDUCTIONS = (*_MEANS, "batch_mean", "sum", "mean_with_sample_weight", "none", None)
 
 
+class _Options(NamedTuple):
+    """Keras' options, by the names that every class and its config give them."""
+
+    from_logits: bool
+    ignore_class: int | None
+    axis: int
+    reduction: str | None
+    name: str | None
+    dtype: Any
+
+
 class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
     """Arrays, hyper-parameters and Keras' options; labels and masks are brought into form here."""
 
+    _config: dict[str, Any]
     build: Callable[..., Parameters]
     _compute = staticmethod(compute_loss)
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        from_logits: bool,
-        ignore_class: int | None,
-        axis: int,
-        reduction: str | None,
-        name: str | None,
-        dtype: Any,
-    ) -> None:
-        check_reduction(reduction, _REDUCTIONS)
-        ignore_class = check_ignored("ignore_class", ignore_class, or_none=True)
-        super().__init__(name=name, dtype=dtype)
-        self.reduction = reduction
-        self.margins, self.class_weight = parameters.margins, parameters.class_weight
-        self.alpha, self.beta = parameters.alpha, parameters.beta
-        self.gamma, self.scale = parameters.gamma, parameters.scale
-        self.label_smoothing = parameters.label_smoothing
-        self.from_logits, self.ignore_class, self.axis = from_logits, ignore_class, axis
-        self._config = parameters.config
+    def __init__(self, parameters: Parameters, options: _Options) -> None:
+        check_reduction(options.reduction, _REDUCTIONS)
+        ignore_class = check_ignored("ignore_class", options.ignore_class, or_none=True)
+        super().__init__(name=options.name, dtype=options.dtype)
+        self.reduction, self.axis = options.reduction, options.axis
+        self.from_logits, self.ignore_class = options.from_logits, ignore_class
+        self.margins, self.class_weight = parameters.vectors
+        remember(self, parameters)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of labels and predictions, reduced.
@@ -103,22 +104,9 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         z = self._logits(y_pred)
         y = self._labels(y_true, z)
         mask = self._mask(get_keras_mask(y_pred), y, z)
-        each = self._compute(
-            z,
-            y,
-            self.margins,
-            self.class_weight,
-            self.alpha,
-            self.beta,
-            self.gamma,
-            self.scale,
-            self.label_smoothing,
-            axis=self.axis,
-            where=mask,
-            mask_name="ignore_class",
-            reduction=reduction,
-        )
-        return each, mask
+        vectors = Vectors(self.margins, self.class_weight)
+        options = Options(self.axis, mask, mask_name="ignore_class", reduction=reduction)
+        return self._compute(z, y, vectors, numbers_of(self), options), mask
 
     def _each_of_subclass(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """What an overridden ``call`` makes of tensors, and the mask, with one that it sets."""
@@ -209,23 +197,17 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         Args:
             class_weight: what the constructor takes.
         """
-        parameters = self.build(**(current(self._config, self) | {"class_weight": class_weight}))
-        self.class_weight, self._config = parameters.class_weight, parameters.config
+        parameters = self.build(current(self._config, self) | {"class_weight": class_weight})
+        _, self.class_weight = parameters.vectors
+        self._config = parameters.config
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({arguments(self.get_config())})"
 
     def get_config(self) -> dict[str, Any]:
         """Plain numbers, names and lists, from which ``from_config`` rebuilds the loss."""
-        return {
-            **current(self._config, self),
-            "from_logits": self.from_logits,
-            "ignore_class": self.ignore_class,
-            "axis": self.axis,
-            "reduction": self.reduction,
-            "name": self.name,
-            "dtype": self.dtype,
-        }
+        options = {name: getattr(self, name) for name in _Options._fields}
+        return current(self._config, self) | options
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -311,18 +293,10 @@ class LMFLoss(LMFConstructors, _Loss):
         name: str | None = "lmf_loss",
         dtype: Any = None,
     ) -> None:
-        parameters = lmf_parameters(
-            class_counts, alpha, beta, gamma, max_margin, scale, class_weight, label_smoothing
-        )
-        super().__init__(
-            parameters,
-            from_logits=from_logits,
-            ignore_class=ignore_class,
-            axis=axis,
-            reduction=reduction,
-            name=name,
-            dtype=dtype,
-        )
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+        options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
+        super().__init__(parameters, options)
 
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
@@ -344,16 +318,10 @@ class LDAMLoss(LDAMConstructors, _Loss):
         name: str | None = "ldam_loss",
         dtype: Any = None,
     ) -> None:
-        parameters = ldam_parameters(class_counts, max_margin, scale, class_weight, label_smoothing)
-        super().__init__(
-            parameters,
-            from_logits=from_logits,
-            ignore_class=ignore_class,
-            axis=axis,
-            reduction=reduction,
-            name=name,
-            dtype=dtype,
-        )
+        numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
+        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
+        options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
+        super().__init__(parameters, options)
 
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
@@ -375,18 +343,10 @@ class FocalLoss(FocalConstructors, _Loss):
         name: str | None = "focal_loss",
         dtype: Any = None,
     ) -> None:
-        parameters = focal_parameters(
-            class_counts, gamma, max_margin, class_weight, label_smoothing
-        )
-        super().__init__(
-            parameters,
-            from_logits=from_logits,
-            ignore_class=ignore_class,
-            axis=axis,
-            reduction=reduction,
-            name=name,
-            dtype=dtype,
-        )
+        numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
+        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
+        options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
+        super().__init__(parameters, options)
 
 
 @keras.saving.register_keras_serializable(package="lmf_multi")
@@ -430,26 +390,11 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         name: str | None = "sigmoid_lmf_loss",
         dtype: Any = None,
     ) -> None:
-        parameters = sigmoid_parameters(
-            positive_counts,
-            negative_counts,
-            alpha,
-            beta,
-            gamma,
-            max_margin,
-            scale,
-            class_weight,
-            label_smoothing,
-        )
-        super().__init__(
-            parameters,
-            from_logits=from_logits,
-            ignore_class=ignore_class,
-            axis=axis,
-            reduction=reduction,
-            name=name,
-            dtype=dtype,
-        )
+        counts = (positive_counts, negative_counts)
+        numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
+        options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
+        super().__init__(parameters, options)
 
     def _logits(self, y_pred: Any) -> Any:
         if self.from_logits or getattr(y_pred, "_keras_logits", None) is not None:

@@ -1,6 +1,6 @@
 """The loss of integer labels in one pass over the logits, in what XLA compiles for CPUs alone.
 
-TensorFlow's XLA calls ``lmf_multi/_cpu.cpp``, as JAX's does, by a StableHLO module in the graph.
+TensorFlow's XLA calls ``lmf_multi/_kernel``, as JAX's does, by a StableHLO module in the graph.
 A saved model may hold that module, in a trace from before, and needs this one imported.
 """
 
@@ -8,13 +8,14 @@ import ctypes
 import logging
 import math
 import os
-from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import tensorflow as tf
 
-from lmf_multi._cpu import library
+from lmf_multi._kernel import library
+from lmf_multi._terms import Labels, Terms
+from lmf_multi.keras._tensorflow._closed_form import one_class
 
 _LOG = logging.getLogger("lmf_multi")
 _MASKED = -2  # the label of an example that takes no part; -1 is an unknown one
@@ -22,16 +23,16 @@ _VERSION = 9  # of what a module in the graph may hold
 # what XLA says that it does not know, where a saved step runs without this module
 _NAME = "lmf_multi_one_class (import lmf_multi.keras before running this step)"
 
-# Logits to each example's loss and the gradient
-Operations: TypeAlias = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+def has_kernel() -> bool:
+    """Whether XLA can call the kernel, which the environment may switch off."""
+    compiled = library()
+    return compiled is not None and _registers(compiled)
 
 
 @cache
-def has_kernel() -> bool:
-    """Whether XLA can call the kernel; says once, for debugging, if it is too old or too new."""
-    compiled = library()
-    if compiled is None:
-        return False
+def _registers(compiled: ctypes.CDLL) -> bool:
+    """Tell XLA of the kernel; says once, for debugging, if it is too old or too new."""
     try:
         from tensorflow.compiler.tf2xla.python import xla
         from tensorflow.python.ops import control_flow_util  # noqa: F401
@@ -85,43 +86,26 @@ def _is_saved() -> bool:
     return saved
 
 
-def by_kernel(
-    operations: Operations,
-    z: tf.Tensor,
-    y: tf.Tensor,
-    masked: tf.Tensor | None,
-    Δ: tf.Tensor | None,
-    w: tf.Tensor | None,
-    a: Any,
-    b: Any,
-    γ: float,
-    s: float,
-    axis: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each example's loss and the gradient, as ``operations`` gives them, and their derivatives.
+def by_kernel(z: tf.Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss (N,) and gradient (N, C) of ``one_class``, whose derivatives theirs are.
 
-    Args:
-        z: float, at most 32 bits, logits, the classes along ``axis``.
-        y: int32, the logits' shape without the class axis; -1 for an unknown one, which gives NaN.
-        masked: bool, the labels' shape: examples that do not count; or None.
-        Δ, w: float32 (C,), margins and class weights, or None without LDAM and for ones.
-        a, b: what LDAM and focal are multiplied by; None leaves them out.
+    y is int32, z has at most 32 bits, Δ and w have 32.
     """
-    Δ, a = (None, None) if Δ is None or a is None else (Δ, a)
-    labels = y if masked is None else tf.where(masked, _MASKED, y)
+    Δ, w, a, b, γ, s = terms
+    y = labels.y if labels.masked is None else tf.where(labels.masked, _MASKED, labels.y)
     numbers = (γ, s, 0.0 if a is None else a, 0.0 if b is None else b)
     numbers = tf.stack([tf.cast(number, tf.float32) for number in numbers])
-    vectors = [vector for vector in (Δ, w) if vector is not None]
+    vectors = [vector for vector in (None if a is None else Δ, w) if vector is not None]
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def called(z: tf.Tensor) -> Any:
         def pull(*upstream: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 tape.watch(z)
-                results = operations(z)
+                results = one_class(tf.cast(z, tf.float32), labels, terms, axis)
             return tape.gradient(results, z, upstream)
 
-        return _call(z, labels, [numbers, *vectors], axis, a is not None, b is not None), pull
+        return _call(z, y, [numbers, *vectors], axis, a is not None, b is not None), pull
 
     loss, grad = called(z)
     return loss, grad
@@ -135,7 +119,11 @@ def _call(
     has_ldam: bool,
     has_focal: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rows in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1."""
+    """Loss (N,) and gradient (N, C) of labels (N,), of which -2 are masked.
+
+    Rows go in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1.
+    ``others`` are the numbers (4,), and Δ and w (C,) where they are.
+    """
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
     z = z if z.dtype == tf.bfloat16 else tf.cast(z, tf.float32)
