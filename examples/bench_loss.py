@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from examples.machine import hardware
+from examples.training.machine import hardware
 
 FRAMEWORKS = ("torch", "jax", "keras")
 SHAPES = [
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault(name, silent)
     if args.device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if args.operations:  # before the framework's modules take it
-        importlib.import_module("lmf_multi._cpu").library = lambda: None
-    framework = importlib.import_module(f"examples.bench_{args.framework}")
+    if args.operations:
+        os.environ["LMF_MULTI_CPU_KERNEL"] = "0"
+    framework = importlib.import_module(f"examples.bench.{args.framework}")
     if args.aot:
         programs = framework.report_aot(args.aot, console)
         if args.json:

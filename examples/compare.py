@@ -19,11 +19,11 @@ from rich.live import Live
 from rich.table import Table
 
 from examples import html_report
-from examples.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
-from examples.run import STOPPED as STOPPED_STATUS
-from examples.run import one_sentence
-from examples.settings import ARCHS, LOSSES, at_least
-from examples.study import FRAMEWORKS, Kind, Study, Training, plan, remember
+from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, remember
+from examples.study.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
+from examples.training.run import STOPPED as STOPPED_STATUS
+from examples.training.run import one_sentence
+from examples.training.settings import ARCHS, LOSSES, at_least
 
 
 def main(argv: Sequence[str] | None = None) -> int:

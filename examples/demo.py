@@ -21,16 +21,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.metrics import f1_score
 
-from examples import digits
-from examples.quiet import stderr_kept_back
-from examples.report import LOSSES, Run, comparison, table
+from examples.data import digits
+from examples.study.report import LOSSES, Run, comparison, table
+from examples.training.quiet import stderr_kept_back
+from examples.training.settings import at_least
 
 EPOCHS, SEEDS = 100, 3  # more epochs move neither loss's scores
 BATCH_SIZE = 56  # five equal batches of the 280 training images
 LEARNING_RATE = 5e-3
 KERAS_BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
-# in examples.demo_NAME: what the table calls it, what has to be installed. PyTorch comes before
-# TensorFlow: loaded after it, PyTorch's compiler brings a second LLVM, which aborts the process.
+# in examples.training.demo_NAME: what the table calls it, what has to be installed. PyTorch comes
+# before TensorFlow: loaded after it, PyTorch's compiler brings a second LLVM, which aborts.
 FRAMEWORKS = {
     "torch": ("PyTorch", ("torch",)),
     "flax": ("Flax NNX", ("jax", "flax", "optax")),
@@ -38,19 +39,12 @@ FRAMEWORKS = {
 }
 
 
-def positive(text: str) -> int:
-    """An argparse type."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; `--quick` only changes the defaults."""
     parser = argparse.ArgumentParser("python -m examples.demo", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--epochs", type=positive, help=f"passes over the training images ({EPOCHS})")
-    add("--seeds", type=positive, help=f"trainings from scratch to average over ({SEEDS})")
+    add("--epochs", type=at_least(1), help=f"passes over the training images ({EPOCHS})")
+    add("--seeds", type=at_least(1), help=f"trainings from scratch to average over ({SEEDS})")
     add("--frameworks", nargs="+", choices=FRAMEWORKS, default=list(FRAMEWORKS))
     add("--imbalance", type=float, default=50, help="images of digit 0 to images of digit 9 (50)")
     add("--quick", action="store_true", help="10 epochs and 1 seed where not given")
@@ -73,7 +67,7 @@ def import_train(framework: str) -> Callable[..., np.ndarray]:
     """The framework's `train` function; the first call imports the framework."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or it complains of a missing GPU
     with stderr_kept_back():
-        return importlib.import_module(f"examples.demo_{framework}").train
+        return importlib.import_module(f"examples.training.demo_{framework}").train
 
 
 def run(
@@ -99,15 +93,8 @@ def run(
         on_epoch(value)
 
     start = time.perf_counter()
-    predicted = train(
-        images,
-        loss,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        seed=seed,
-        on_epoch=record,
-    )
+    recipe = digits.Recipe(epochs, BATCH_SIZE, LEARNING_RATE, seed)
+    predicted = train(images, loss, recipe, record)
     seconds = time.perf_counter() - start
     f1 = f1_score(images.test_labels, predicted, average=None, labels=range(10), zero_division=0)
     return Run(name, loss, seed, f1.mean(), f1[-1], seconds, tuple(epoch_losses))

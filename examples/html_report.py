@@ -3,10 +3,10 @@
     python -m examples.html_report runs/study
 
 ``DIR/report.html`` needs no other file, so that it can be sent; tables and figures are written
-beside it as well.
+beside it as well, and ``DIR/results.jsonl``, which gathers the results. From it and from
+``DIR/study.json`` tables and page can be made again: these two are what is worth keeping.
 """
 
-import argparse
 import sys
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +15,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from examples import figures, tables
-from examples.checkpoints import write_atomically
-from examples.run import one_sentence
-from examples.study import Study, read
-from examples.tables import Table
+from examples.study import figures, tables
+from examples.study.planning import Study, gather, named
+from examples.study.tables import Table
+from examples.training.checkpoints import write_atomically
+from examples.training.run import one_sentence
 
-PAGE = Path(__file__).with_name("report_page.html")
+PAGE = Path(__file__).parent / "study" / "report_page.html"
 
 
 def tell(study: Study) -> None:
@@ -47,6 +47,7 @@ def write(study: Study, found: Sequence[Table]) -> Path:
         raise ValueError(
             f"{study.folder} must hold a finished training, got none; examples.compare goes on"
         )
+    gather(study)
     tables.write(study, found)
     parts = [*summary(found), *map(table, found)]
     for picture in figures.pictures(study):
@@ -130,13 +131,9 @@ def listed(words: Iterable[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report, and print what it says and where it is."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.html_report", description="A study as one page."
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the --out of examples.compare")
-    args = parser.parse_args(argv)
+    study = named(argv, "examples.html_report", "A study as one page.")
     with one_sentence():
-        tell(read(args.folder))
+        tell(study)
     return 0
 
 

@@ -30,11 +30,12 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from examples import ahead_of_time, models_flax
-from examples.data import Split
-from examples.models import check_image_size
-from examples.run import Run, claim, load_data, one_sentence
-from examples.settings import Settings, parse
+from examples.data.datasets import Split
+from examples.models import flax as models
+from examples.models.common import check_image_size
+from examples.training import ahead_of_time
+from examples.training.run import Run, check_shares, claim, load_data, one_sentence
+from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (settings.aot or claim(settings)):
             return 0
         dataset = load_data(settings, visible=rank == 0)
-        check_batch(settings.batch_size, mesh.size)
+        check_shares(settings.batch_size, mesh.size, "devices")
         run = Run(
             settings,
             dataset,
@@ -70,12 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # model, loss, optimiser
     with one_sentence():
         check_image_size(settings.arch, dataset.image_size)
-        model = models_flax.build(
+        model = models.build(
             settings.arch,
             len(dataset.class_names),
-            head=settings.head,
-            pretrained=settings.pretrained,
-            weights=settings.weights,
+            **settings.network_options(),
             dtype=jnp.bfloat16 if settings.bf16 else jnp.float32,
             rngs=nnx.Rngs(settings.seed),
         )
@@ -93,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             state = load(folder, state)
 
     # step
+    # The new state takes the old one's memory. It is whole on every device, a batch is not, so XLA
+    # adds what sums over devices. The loss is an argument, no constant: when deferred weights set
+    # in, nothing is compiled again.
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
     def train_step(
         state: nnx.State, keys: nnx.State, criterion: Any, images: Array, labels: Array
@@ -100,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = nnx.merge(training, keys, state)
 
         def loss_of(model: nnx.Module) -> Array:
-            # means, batch norm's too, are over the whole batch, however it is sharded
-            return criterion(model(models_flax.normalize(images)), labels)
+            # means, batch norm's too, are over the whole batch, however it is sharded; pixels are
+            # normalised here so that devices are sent uint8, a quarter of float32's bytes
+            return criterion(model(models.normalize(images)), labels)
 
         loss, grads = nnx.value_and_grad(loss_of)(parts["model"])
         parts["optimizer"].update(parts["model"], grads)
@@ -110,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     @partial(jax.jit, out_shardings=replicated)
     def logits_of(state: nnx.State, keys: nnx.State, images: Array) -> Array:
         parts = nnx.merge(evaluation, keys, state)
-        return parts["model"](models_flax.normalize(images))
+        return parts["model"](models.normalize(images))
 
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
 
@@ -120,11 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def predict(state: nnx.State, split: Split) -> np.ndarray:
         """Logits (N, C) of a split in its order, on the host of every process."""
-        batch, rows = settings.batch_size, np.arange(len(split))
-        # the last row fills up the last batch, so that nothing is compiled twice
-        rows = np.pad(rows, (0, -len(split) % batch), mode="edge")
-        mine = rows.reshape(-1, world, batch // world)[:, rank].ravel()
+        batch = settings.batch_size
+        mine = split.whole_batches(batch).reshape(-1, world, batch // world)[:, rank].ravel()
         batches = split.batches(mine, batch // world)
+        # fetched together at the end: the host prepares the next batch while a device computes
         logits = [logits_of(state, keys, sharded(images)) for images, _ in batches]
         return np.concatenate(jax.device_get(logits))[: len(split)]
 
@@ -147,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for images, labels in run.train_batches():
                 images, labels = sharded(images), sharded(labels)
                 state, loss = train_step(state, keys, criterion, images, labels)
-                run.took_step(loss)
+                run.took_step(loss)  # JAX may still be at work on it
             if run.stopping and run.step < run.steps:
                 run.save(partial(save, state))
                 return run.stop()
@@ -159,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if world > 1:
             multihost_utils.sync_global_devices("process 0 has written the best epoch")
+        # the test images are seen once, by the model that the validation images chose
         state = load(run.checkpoints.of_epoch(run.best_epoch), state)
         run.finish(
             predict(state, dataset.test),
@@ -240,14 +243,6 @@ def build_optimizer(settings: Settings, steps: int) -> optax.GradientTransformat
         staircase=True,
     )
     return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate))
-
-
-def check_batch(batch_size: int, devices: int) -> None:
-    """Refuse a batch that the mesh cannot share out evenly."""
-    if batch_size % devices:
-        raise ValueError(
-            f"batch_size must be a multiple of the {devices} devices, got {batch_size}"
-        )
 
 
 def save(state: nnx.State, folder: Path) -> None:

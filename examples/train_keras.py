@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from examples.data import Split
-from examples.quiet import stderr_kept_back
-from examples.run import Run, claim, load_data, one_sentence
-from examples.settings import Settings, parse
+from examples.data.datasets import Split
+from examples.training.quiet import stderr_kept_back
+from examples.training.run import Run, claim, load_data, one_sentence
+from examples.training.settings import Settings, parse
 from lmf_multi import class_weights
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -35,7 +35,8 @@ with stderr_kept_back():
     import keras
     from keras import ops
 
-    from examples import keras_devices, models_keras
+    from examples.models import keras as models
+    from examples.training import keras_devices
     from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
 
 
@@ -53,15 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # model, loss, optimiser
     with one_sentence(), stderr_kept_back():
         keras.utils.set_random_seed(settings.seed)  # seeks TensorFlow whatever the backend
+    # variables belong to the devices that are shared out where they are made
     with one_sentence(), keras_devices.shared(settings.batch_size):
         keras.mixed_precision.set_global_policy("mixed_bfloat16" if settings.bf16 else "float32")
-        model = models_keras.build(
+        model = models.build(
             settings.arch,
             len(dataset.class_names),
             dataset.image_size,
-            head=settings.head,
-            pretrained=settings.pretrained,
-            weights=settings.weights,
+            **settings.network_options(),
         )
         keras_devices.normalize_whole_batches(model)
         criterion = build_loss(settings, dataset.class_counts)
@@ -71,15 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         training.compile(
             optimizer, loss=criterion, metrics=[StepLoss(criterion), MacroF1(name="macro_f1")]
         )
-        optimizer.build(training.trainable_variables)
+        optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
+        # which Keras counts on, so that what is drawn after a resume is what would have been
         dropout = [v for v in training.variables if v.name == "seed_generator_state"]
         state = [*optimizer.variables, *dropout]
         if folder := run.resume():
             model.load_weights(folder / "model.keras")
             load(folder, state)
 
-    # step
+    # step: that of fit, which compiles it
     callbacks = [
+        # by the epoch's number, which a resume knows
         keras.callbacks.LearningRateScheduler(lambda epoch, _: settings.learning_rate_at(epoch)),
         Steps(run),
     ]
@@ -88,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def predict(split: Split) -> np.ndarray:
         """Logits (N, C) of a split in its order."""
-        batch, rows = settings.batch_size, np.arange(len(split))
-        # the last row fills up the last batch, so that nothing is compiled twice
-        rows = np.pad(rows, (0, -len(split) % batch), mode="edge")
+        batch, rows = settings.batch_size, split.whole_batches(settings.batch_size)
         batches = ((images,) for images, _ in split.batches(rows, batch))
         return training.predict(batches, steps=len(rows) // batch, verbose=0)[: len(split)]
 
@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # loop
     with run:
         while run.epoch < settings.epochs:
+            # one epoch: validation, checkpoints and the choice of the best are the run's, as in the
+            # other trainers
             training.fit(
                 keras_devices.feed(run.train_batches, settings.batch_size, dataset.image_size),
                 steps_per_epoch=run.steps - run.step,
@@ -119,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.epoch < settings.epochs:
                 return run.stop()
 
+        # the test images are seen once, by the model that the validation images chose
         model.load_weights(run.checkpoints.of_epoch(run.best_epoch) / "model.keras")
         run.finish(
             predict(dataset.test),
@@ -147,6 +150,7 @@ class CrossEntropy(keras.losses.Loss):
         super().__init__(name="cross_entropy")
         self.weight = weight.astype(np.float32)
 
+    # not call, whose mean Keras would take over the examples
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The loss of labels (N,) and logits (N, C)."""
         # int: where replicas share a batch, Keras first looks at their labels' mean

@@ -23,11 +23,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from examples import models_torch
-from examples.data import Split
-from examples.models import check_image_size
-from examples.run import Run, claim, load_data, one_sentence
-from examples.settings import Settings, parse
+from examples.data.datasets import Split
+from examples.models import torch as models
+from examples.models.common import check_image_size
+from examples.training.run import Run, claim, load_data, one_sentence
+from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss
 
@@ -54,42 +54,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     # model, loss, optimiser
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)  # every process draws the same weights
     with one_sentence():
         check_image_size(settings.arch, dataset.image_size)
-        model = models_torch.build(
+        model = models.build(
             settings.arch,
             len(dataset.class_names),
-            head=settings.head,
-            pretrained=settings.pretrained,
-            weights=settings.weights,
+            **settings.network_options(),
         )
         if device.type == "cuda" and world > 1:
+            # a process's share of a batch is too small to take moments of, and depends on how many
+            # processes there are
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # what a GPU's convolutions read; from the other layout cuDNN would copy for each of them
         model.to(device, memory_format=torch.channels_last)
         criterion = build_loss(settings, dataset.class_counts, world).to(device)
+        # the paper's: Adam adds the decay to the gradient, AdamW would shrink the weights beside it
         optimizer = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.StepLR(
             optimizer, settings.decay_epochs, settings.decay_factor
         )
+        # all that a checkpoint needs: order of the images and dropout follow from seed and step
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         if folder := run.resume():
             for name, saved in load(folder, device).items():
                 parts[name].load_state_dict(saved)
 
     # step
+    # to train with alone: checkpoints get the model's names without DDP's "module.", and a process
+    # that predicts waits for no other
     replica = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 
     def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+        # no GradScaler: bfloat16 has float32's range, so that gradients do not vanish
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            return network(models_torch.normalize(images))
+            # here, so that a GPU is sent uint8, a quarter of float32's bytes
+            return network(models.normalize(images))
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
         return criterion(logits_of(replica, images), labels)
 
     if settings.compile:
+        # functions, not the module, which would save its weights as "_orig_mod."…
         logits_of, loss_of = torch.compile(logits_of), torch.compile(loss_of)
 
     def train_step(images: Tensor, labels: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        loss = loss.detach()
+        loss = loss.detach()  # it waits for the next look, without its graph
         if world > 1:  # its mean over the processes is the whole batch's
             dist.all_reduce(loss)
         return loss / world
@@ -107,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def predict(split: Split) -> Tensor:
         """Logits (N, C) of a split in its order, on the CPU of every process."""
         model.eval()
+        # rows of 0 but for this process's own: their sum over the processes is whole
         logits = torch.zeros(len(split), len(dataset.class_names), device=device)
         mine = np.arange(len(split))[rank::world]
         done = 0
@@ -140,9 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 save()
                 return run.stop()
-            scheduler.step()
+            scheduler.step()  # before the checkpoint, from which the next epoch may begin
             logits = predict(dataset.val)
             val_labels = torch.from_numpy(dataset.val.labels)
+            # on every process, since its mean is over all of them
             run.end_epoch(
                 logits.numpy(), criterion(logits.to(device), val_labels.to(device)).item()
             )
@@ -150,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.epoch < settings.epochs:
                 return run.stop()
 
+        # the test images are seen once, by the model that the validation images chose
         best = load(run.checkpoints.of_epoch(run.best_epoch), device)
         model.load_state_dict(best["model"])
         cuda = device.type == "cuda"
@@ -173,7 +184,7 @@ def processes(settings: Settings) -> tuple[int, int, torch.device]:
             raise ValueError(f"--device {name} is not to be had: {error}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True  # worth its trials: training has one shape
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -217,7 +228,7 @@ class CrossEntropy(nn.Module):
         total = self.weight[labels].sum()
         dist.all_reduce(total)
         loss = cross_entropy(logits, labels, self.weight, reduction="sum")
-        return dist.get_world_size() * loss / total
+        return dist.get_world_size() * loss / total  # DDP divides the gradients by that number
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -230,6 +241,7 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 def load(folder: Path, device: torch.device) -> dict[str, dict[str, Tensor]]:
     """What ``write`` put into a checkpoint."""
+    # weights_only: a pickle could run code, and checkpoints are passed around
     return torch.load(folder / "checkpoint.pt", map_location=device, weights_only=True)
 
 

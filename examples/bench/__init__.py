@@ -1,0 +1,1 @@
+"""What `bench_loss` measures in each framework."""

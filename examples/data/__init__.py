@@ -1,0 +1,1 @@
+"""Image datasets in every layout that trainers read, as batches of NumPy arrays."""

@@ -1,0 +1,1 @@
+"""The trainers' networks in PyTorch, Flax NNX and Keras, and the weights that they start from."""

@@ -1,0 +1,1 @@
+"""A comparison of losses: its plan, its trainings' processes, tables and figures."""

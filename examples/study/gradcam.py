@@ -1,0 +1,96 @@
+"""Where the networks of a study look: Grad-CAM on test images, side by side for each loss.
+
+The maps are of pytorch-grad-cam (Gildenblat et al.).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from examples.study.gradcam_networks import Network, load
+from examples.study.picture import Picture, grid
+from examples.study.planning import Study, Training
+from examples.study.tables import by_kind
+from examples.training.run import load_data
+
+IMAGES = 8  # at most, of as many classes
+
+
+def pictures(study: Study) -> Iterator[Picture]:
+    """One for each data source, architecture and framework, of the first seed of each loss.
+
+    What cannot be drawn, since data, checkpoints or a framework are not here, is told in a
+    sentence.
+    """
+    for kind, losses in by_kind(study.results()).items():
+        first = [study.training(kind, loss, min(seeds)) for loss, seeds in losses.items()]
+        try:
+            yield picture(study, first)
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            print(f"Grad-CAM of {', '.join(kind)} is left out: {error}")
+
+
+def picture(study: Study, trainings: Sequence[Training]) -> Picture:
+    """A row an image, the first test image of each class; a column a loss.
+
+    Raises:
+        FileNotFoundError: the data or a checkpoint are not here.
+        ModuleNotFoundError: the framework is not here.
+        ValueError: the data are not those of the study.
+    """
+    test = load_data(trainings[0].settings(), visible=False).test
+    predictions = [predicted(study, training, test.ids) for training in trainings]
+    result = study.result(trainings[0])
+    names, counts = result["data"]["class_names"], np.array(result["data"]["class_counts"])
+    classes = [c for c in np.argsort(-counts, kind="stable") if c in test.labels][:IMAGES]
+    rows = np.array([np.flatnonzero(test.labels == c)[0] for c in classes])
+    (images, _), *_ = test.batches(rows, len(rows))
+    columns = 1 + len(trainings)
+    figure, all_axes = grid(columns * len(rows), 1.6, 1.8, columns=columns)
+    show(all_axes[::columns], images, [f"true: {names[c]}" for c in classes])
+    for column, (training, found) in enumerate(zip(trainings, predictions, strict=True), 1):
+        axes = all_axes[column::columns]
+        maps = grad_cam(load(study, training, images.shape[1]), images, found[rows])
+        lit = images * (0.2 + 0.8 * maps[..., None])
+        show(axes, lit.astype(np.uint8), [names[c] for c in found[rows]])
+        for ax, heat in zip(axes, maps, strict=True):
+            ax.contour(heat, [0.5], colors="black", linewidths=2)
+            ax.contour(heat, [0.5], colors="white", linewidths=0.8)
+        axes[0].set_title(f"{training.loss}\n{axes[0].get_title()}", fontsize="small")
+    kind = trainings[0].kind
+    return Picture(
+        f"grad-cam-{'-'.join(kind)}",
+        f"Grad-CAM of the predicted class, {', '.join(kind)}: bright, and within the line "
+        "of half the map's height, is where the network looked; above each map what it predicted.",
+        figure,
+    )
+
+
+def predicted(study: Study, training: Training, ids: np.ndarray) -> np.ndarray:
+    """The class int64 (N,) of each test image; data that have changed since are refused."""
+    with np.load(study.out(training) / "predictions.npz") as file:
+        if not np.array_equal(file["ids"], ids):
+            raise ValueError(
+                f"the test images must be those that {training.name} predicted, "
+                "but the data have changed since"
+            )
+        return file["logits"].argmax(1)
+
+
+def grad_cam(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Maps float32 (N, S, S), from 0 to 1, for classes (N,) of images uint8 (N, S, S, 3)."""
+    targets = [ClassifierOutputTarget(c) for c in classes]
+    with GradCAM(network.model, [network.layer]) as cam:
+        return cam(network.prepare(torch.from_numpy(images)), targets)
+
+
+def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) -> None:
+    """Images uint8 (N, S, S, 3), one in each of the axes."""
+    for axes, image, title in zip(all_axes, images, titles, strict=True):
+        axes.imshow(image)
+        axes.set_title(title, fontsize="small")
+        axes.set_axis_off()

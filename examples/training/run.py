@@ -1,0 +1,357 @@
+"""One training from its first step to its result file: where it is, and what outlives a kill.
+
+The trainers hold what is a framework's: model, optimiser, step. A run holds what is not: which
+images come next, what the epochs scored, checkpoints, and when to stop.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from examples.data import datasets
+from examples.data.datasets import Dataset
+from examples.training import results
+from examples.training.checkpoints import Checkpoints
+from examples.training.machine import cpu, peak_host_memory
+from examples.training.progress import Display
+from examples.training.settings import Settings
+
+STOPPED = 130  # the exit status of a program that Ctrl-C ended
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the program with the sentence of an error that its user can mend, without a traceback.
+
+    Ctrl-C, when nothing is trained yet, ends it too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED) from None
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def claim(settings: Settings) -> bool:
+    """Whether there is something to train, before anything is loaded.
+
+    Raises:
+        FileExistsError: the folder holds a run, which is not written over.
+        NotADirectoryError: it is a file.
+    """
+    out = settings.out
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, got the file {out}; choose another")
+    result = out / "result.json"
+    if not settings.resume:
+        if result.exists() or (out / "checkpoints").exists():
+            raise FileExistsError(
+                f"{out} holds a run already; --resume goes on with it, another --out keeps it"
+            )
+        return True
+    if result.exists() and json.loads(result.read_text())["epochs"] >= settings.epochs:
+        print(f"{result} is there already: the run is finished.")
+        return False
+    return True
+
+
+def load_data(settings: Settings, visible: bool = True) -> Dataset:
+    """The data that the settings name, under a bar while image files are decoded for the check."""
+    console = Console(quiet=not visible)
+    columns = (
+        TextColumn("reading images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not (visible and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=None)
+        return datasets.load(
+            settings.data,
+            settings.image_size,
+            imbalance=settings.imbalance,
+            split_seed=settings.split_seed,
+            skip_unreadable=settings.skip_unreadable,
+            workers=settings.workers,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def check_shares(batch_size: int, number: int, sharers: str) -> None:
+    """Raise ValueError for a batch that so many devices or processes cannot share evenly."""
+    if batch_size % number:
+        raise ValueError(
+            f"batch_size must be a multiple of the {number} {sharers}, got {batch_size}"
+        )
+
+
+def refuse_other_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on as it began.
+
+    Raises:
+        ValueError: a setting, or the data, is another than when the run began.
+    """
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"--resume needs the {name} that the run began with, {before.get(name)!r}, "
+                f"got {now.get(name)!r}; choose another --out to begin anew"
+            )
+
+
+class Run:
+    """The state of a training, shared by the three trainers.
+
+    Args:
+        settings, dataset: what is trained, on what.
+        rank, world: this process and how many there are; process 0 writes and shows.
+        sync_every: steps after which the losses are fetched from the device, checked and shown.
+        agree: brings a flag into accord over all processes (True where any is).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        sync_every: int = 1,
+        agree: Callable[[bool], bool] = lambda flag: flag,
+    ) -> None:
+        examples, batch = len(dataset.train), settings.batch_size
+        if batch > examples and not settings.aot:  # which trains on none
+            raise ValueError(
+                f"batch_size must be at most the {examples} training images, got {batch}"
+            )
+        check_shares(batch, world, "processes")
+        self.settings, self.dataset = settings, dataset
+        self.rank, self.world, self.sync_every, self.agree = rank, world, sync_every, agree
+        self.epoch, self.step = 0, 0  # epochs done, and steps of the next one
+        # of an epoch; what a shuffle leaves over sits it out
+        self.steps = max(1, examples // batch)
+        self.loss_sum, self.seconds = 0.0, 0.0  # of the epoch that is under way
+        self.history: list[dict[str, Any]] = []
+        self.best_epoch, self.best_f1 = 0, -math.inf
+        self.stopping = False  # for good: set where all processes agree
+        self._asked_to_stop = False
+        self._pending: list[Any] = []
+        self.checkpoints = Checkpoints(settings.out / "checkpoints", self._warn)
+
+    # --- begin and go on
+
+    def resume(self) -> Path | None:
+        """Take up the newest whole checkpoint: its folder, for the trainer to read, or None."""
+        found = self.checkpoints.newest() if self.settings.resume else None
+        if found is None:
+            return None
+        state = dict(found.state)
+        refuse_other_settings(state.pop("decides"), self._decides())
+        for name, value in state.items():
+            setattr(self, name, value)
+        return found.folder
+
+    def __enter__(self) -> Self:
+        settings, done = self.settings, self.epoch * self.steps + self.step
+        with one_sentence():
+            settings.out.mkdir(parents=True, exist_ok=True)
+        self._display = Display(
+            settings.out / "tensorboard", settings.epochs, self.steps, done, self.rank == 0
+        )
+        self._handlers = {
+            number: signal.signal(number, self._ask_to_stop)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        self._display.__enter__()
+        for line in self._opening(done):
+            self._display.say(line)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._display.__exit__(*error)
+
+    # --- an epoch
+
+    def train_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """This process's share of what is left of the epoch: uint8 (b, S, S, 3), int64 (b,).
+
+        Ends early when the run is asked to stop. The order depends on seed and epoch alone.
+        """
+        batch = self.settings.batch_size
+        rng = np.random.default_rng([self.settings.seed, self.epoch])
+        order = rng.permutation(len(self.dataset.train))[: self.steps * batch]
+        mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
+        self._clock = time.perf_counter()
+        for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
+            yield images, labels
+            if self.stopping:
+                break
+
+    def step_seed(self) -> int:
+        """A seed for what is random in the next step, on this process: dropout and the like."""
+        words = [self.settings.seed, self.epoch, self.step, self.rank]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+    def took_step(self, loss: Any, train_f1: float | None = None) -> None:
+        """Count a step; its loss may still be on the device.
+
+        Args:
+            loss: of this step alone.
+            train_f1: macro-F1 of the epoch so far, which is shown where it is known.
+
+        Raises:
+            SystemExit: a loss that is not finite; the sentence names the step.
+        """
+        self.step += 1
+        self._pending.append(loss)
+        if self.step % self.sync_every and self.step < self.steps:
+            return
+        values, self._pending = [float(value) for value in self._pending], []
+        for step, value in enumerate(values, self.step - len(values) + 1):
+            if not math.isfinite(value):
+                raise SystemExit(
+                    f"the loss is {value} in epoch {self.epoch + 1}, step {step} of {self.steps}, "
+                    f"so the run stops; try a lower --learning-rate"
+                )
+            self.loss_sum += value
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        self._display.step(len(values), values[-1], train_f1)
+        self.stopping = self.agree(self._asked_to_stop)
+
+    def end_epoch(self, val_logits: np.ndarray, val_loss: float) -> None:
+        """Score the epoch: logits float (N, C) of the validation split, in its order."""
+        labels = self.dataset.val.labels
+        f1 = results.macro_f1(labels, val_logits)
+        row = {
+            "epoch": self.epoch + 1,
+            "learning_rate": self.settings.learning_rate_at(self.epoch),
+            "train_loss": self.loss_sum / self.steps,
+            "val_loss": val_loss,
+            "val_macro_f1": f1,
+            "val_accuracy": float(np.mean(val_logits.argmax(1) == labels)),
+            "images_per_second": self.steps * self.settings.batch_size / self.seconds,
+        }
+        self.history.append(row)
+        self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        if f1 > self.best_f1:
+            self.best_epoch, self.best_f1 = self.epoch, f1
+        self._display.epoch(row, self.best_f1, self.best_epoch)
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint and the history; ``write`` puts the model and the rest in a folder."""
+        if self.rank:
+            return
+        names = ("epoch", "step", "loss_sum", "seconds", "history", "best_epoch", "best_f1")
+        state = {name: getattr(self, name) for name in names}
+        self.checkpoints.save(state | {"decides": self._decides()}, write)
+        if self.history:
+            results.write_history(self.settings.out / "history.csv", self.history)
+
+    # --- the end
+
+    def stop(self) -> int:
+        """Say how to go on after Ctrl-C; the exit status."""
+        self._display.say(
+            f"Stopped and saved after {self._reached()}; --resume goes on from there."
+        )
+        return STOPPED
+
+    def finish(
+        self, test_logits: np.ndarray, device: str, peak_device_memory: int | None = None
+    ) -> None:
+        """Write ``predictions.npz`` and ``result.json``: test logits of the best epoch's model."""
+        if self.rank:
+            return
+        out, test = self.settings.out, self.dataset.test
+        results.write_predictions(out / "predictions.npz", test.ids, test.labels, test_logits)
+        found = results.scores(test.labels, test_logits)
+        speeds = [row["images_per_second"] for row in self.history]
+        results.write_json(
+            out / "result.json",
+            self._about()
+            | {
+                "best_validation": {"macro_f1": self.best_f1, "epoch": self.best_epoch},
+                "test": found,
+                "measured": {
+                    "images_per_second": float(np.median(speeds)),
+                    "peak_memory_bytes": peak_device_memory or peak_host_memory(),
+                    "peak_memory_of": "device" if peak_device_memory else "host",
+                },
+                "device": cpu() if device == "cpu" else device,
+                "versions": results.versions(self.settings.framework),
+            },
+        )
+        self._display.say(
+            f"Test macro-F1 {found['macro_f1']:.4f}, balanced accuracy "
+            f"{found['balanced_accuracy']:.4f}, accuracy {found['accuracy']:.4f} with the model "
+            f"of epoch {self.best_epoch}; all of it in {out / 'result.json'}"
+        )
+
+    # --- inside
+
+    def _decides(self) -> dict[str, Any]:
+        """What decides the numbers of this run: another value makes it another run."""
+        return self.settings.trained_alike() | {"dataset": self._dataset()}
+
+    def _dataset(self) -> dict[str, Any]:
+        data = self.dataset
+        return {
+            "name": data.name,
+            "image_size": data.image_size,
+            "class_names": list(data.class_names),
+            "class_counts": [int(n) for n in data.class_counts],
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+        }
+
+    def _about(self) -> dict[str, Any]:
+        settings = self.settings.trained_alike()
+        loss = {"name": settings.pop("loss"), **settings.pop("loss_options")}
+        loss["drw"] = settings.pop("drw")
+        return {"data": self._dataset(), "loss": loss, "epochs": self.settings.epochs, **settings}
+
+    def _opening(self, done: int) -> Iterator[str]:
+        data, settings = self.dataset, self.settings
+        counts = ", ".join(
+            f"{name} {n}" for name, n in zip(data.class_names, data.class_counts, strict=True)
+        )
+        yield f"{data.name}: {len(data.train)} training images ({counts})"
+        yield f"{len(data.val)} to choose the epoch, {len(data.test)} to test"
+        size = f"{data.image_size} × {data.image_size} pixels"
+        yield from data.notes
+        options = ", ".join(f"{k} {v}" for k, v in settings.loss_options.items())
+        yield f"{settings.arch} at {size} with {settings.loss}{f' ({options})' * bool(options)}"
+        if done:
+            yield f"Going on after {self._reached()}."
+        elif settings.resume:
+            yield "Nothing to resume yet: starting at the first epoch."
+
+    def _reached(self) -> str:
+        step = f", step {self.step} of {self.steps}" if self.step else ""
+        return f"epoch {self.epoch} of {self.settings.epochs}{step}"
+
+    def _ask_to_stop(self, number: int, frame: object) -> None:
+        # torchrun passes on what the terminal has sent to its processes already
+        if self._asked_to_stop and self.world == 1:
+            self._display.say("Stopped at once; --resume goes on from the last checkpoint.")
+            raise SystemExit(STOPPED)
+        self._asked_to_stop = True
+
+    def _warn(self, sentence: str) -> None:
+        if self.rank == 0:
+            print(sentence, flush=True)

@@ -1,0 +1,221 @@
+"""What the trainers are asked for: one set of flags for three frameworks, with published defaults.
+
+The recipe is that of Sadi et al., arXiv 2212.12741: Adam, a step decay, the best epoch by macro-F1.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lmf_multi.spec import check_parameters
+
+ARCHS = ("small", "resnet50", "efficientnet_v2_s", "densenet121")
+# of red, green and blue on [0, 1]: ImageNet's, for which pretrained weights were made
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Each loss with the paper's values, which flags of the same name replace.
+LOSSES: dict[str, dict[str, Any]] = {
+    "ce": {},
+    "bwcce": {"class_weight": "complement"},
+    "focal": {"gamma": 1.5, "max_margin": 0.5, "class_weight": "margin", "label_smoothing": 0.0},
+    "ldam": {"max_margin": 0.5, "scale": 30.0, "class_weight": "margin", "label_smoothing": 0.0},
+    "lmf": {
+        "alpha": 1.5,
+        "beta": 1.0,
+        "gamma": 1.5,
+        "max_margin": 0.5,
+        "scale": 30.0,
+        "class_weight": "margin",
+        "label_smoothing": 0.0,
+    },
+}
+WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training; what the flags of the same names say."""
+
+    framework: str
+    data: str
+    image_size: int | None
+    imbalance: float
+    split_seed: int
+    skip_unreadable: bool
+    workers: int
+    arch: str
+    head: str
+    pretrained: bool
+    weights: str | None
+    loss: str
+    loss_options: dict[str, Any]  # the loss's arguments beside the class counts
+    drw: int | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    decay_epochs: int
+    decay_factor: float
+    bf16: bool
+    seed: int
+    out: Path
+    resume: bool
+    # one framework's own
+    device: str | None = None
+    compile: bool = False
+    distributed: bool = False
+    aot: str | None = None
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The step decay: a factor every few epochs, counted from 0."""
+        return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
+
+    def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
+        """The loss's arguments, counts (C,) too; focal takes them with a named scheme alone."""
+        named = isinstance(self.loss_options.get("class_weight"), str)
+        counts = None if self.loss == "focal" and not named else class_counts
+        return {"class_counts": counts, **self.loss_options}
+
+    def network_options(self) -> dict[str, Any]:
+        """What every framework's networks are built with, beside their sizes."""
+        return {"head": self.head, "pretrained": self.pretrained, "weights": self.weights}
+
+    def trained_alike(self) -> dict[str, Any]:
+        """What decides the numbers of each epoch; the rest may change when a run is resumed.
+
+        The data are told by what they hold at which size, not by where they are.
+        """
+        free = ("data", "image_size", "workers", "epochs", "out", "resume")
+        free += ("device", "compile", "distributed", "aot")
+        values = {k: v for k, v in asdict(self).items() if k not in free}
+        return json.loads(json.dumps(values))
+
+
+def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
+    """Read the command line of ``examples.train_<framework>``; bad values end the program there."""
+    program = f"python -m examples.train_{framework}"
+    usage = f"{program} [flags]; -h explains them"  # all of them would hide the error's sentence
+    parser = argparse.ArgumentParser(program, usage, description=summary)
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="digits", help="digits, a MedMNIST .npz, or a folder of images (digits)")
+    add(
+        "--image-size",
+        type=at_least(8),
+        metavar="S",
+        help="images become S by S pixels (224 for files)",
+    )
+    add("--imbalance", type=float, default=50.0, help="digits: commonest to rarest class (50)")
+    add("--split-seed", type=int, default=0, help="where the data are split here (0)")
+    add("--skip-unreadable", action="store_true", help="leave out files that are no whole image")
+    add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", choices=ARCHS, default="small")
+    add("--head", choices=("linear", "cosine"), default="linear")
+    add("--pretrained", action="store_true", help="start from the library's ImageNet weights")
+    add("--weights", metavar="FILE", help="start from these weights")
+
+    add = parser.add_argument_group("loss", "the paper's values where not given").add_argument
+    add("--loss", choices=LOSSES, default="lmf")
+    for name in ("alpha", "beta", "gamma", "max-margin", "scale", "label-smoothing"):
+        add(f"--{name}", type=float, metavar="X", help=f"of {losses_with(name)}")
+    add("--class-weight", choices=WEIGHTS, help=f"of {losses_with('class-weight')}")
+    add("--drw", type=at_least(0), metavar="EPOCH", help="no class weights before, effective from")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=at_least(1), default=100)
+    add("--batch-size", type=at_least(1), default=32, help="over all devices (32)")
+    add("--learning-rate", type=positive, default=1e-4, help="Adam's (1e-4)")
+    add("--weight-decay", type=not_negative, default=5e-4, help="as an L2 penalty (5e-4)")
+    add("--decay-epochs", type=at_least(1), default=30, help="between the rate's steps (30)")
+    add("--decay-factor", type=positive, default=0.1, help="of each step (0.1)")
+    add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
+    add("--seed", type=at_least(0), default=0)
+
+    add = parser.add_argument_group("run").add_argument
+    add("--out", type=Path, metavar="DIR", help="results and checkpoints (runs/DATA-ARCH-LOSS-…)")
+    add("--resume", action="store_true", help="go on where the run in DIR stopped, if there is one")
+    if framework == "torch":
+        add("--device", help="such as cpu, cuda, cuda:1 or mps (a GPU if there is one)")
+        add("--compile", action="store_true", help="torch.compile the model and the loss")
+    if framework == "flax":
+        add("--distributed", action="store_true", help="one of several hosts: jax.distributed")
+        add("--aot", metavar="TOPOLOGY", help="only compile the step for a TPU such as v5e:2x4")
+
+    args = parser.parse_args(argv)
+    try:
+        return settings_of(framework, args)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def settings_of(framework: str, args: argparse.Namespace) -> Settings:
+    """Bring the arguments together, or say which do not fit."""
+    if args.pretrained and args.weights:
+        raise ValueError("--pretrained and --weights exclude each other; give one of them")
+    if getattr(args, "aot", None) and (args.resume or args.distributed):
+        raise ValueError("--aot only compiles; leave --resume and --distributed out")
+    options = loss_options(args)
+    out = args.out or Path(
+        "runs", f"{Path(args.data).stem}-{args.arch}-{args.loss}-{framework}-{args.seed}"
+    )
+    known = {field.name for field in fields(Settings)}
+    chosen = {name: value for name, value in vars(args).items() if name in known}
+    chosen |= {"framework": framework, "loss_options": options, "out": out}
+    return Settings(**chosen)
+
+
+def loss_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The loss's own arguments; a flag that it has no use for is refused, not ignored."""
+    options = dict(LOSSES[args.loss])
+    for name in LOSSES["lmf"]:
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if name not in options:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} belongs to {losses_with(name)}, got --loss {args.loss}")
+        options[name] = None if value == "none" else value
+    if args.drw is not None:
+        if args.loss in ("ce", "bwcce"):
+            raise ValueError(f"--drw belongs to focal, ldam, lmf, got --loss {args.loss}")
+        if args.class_weight is not None:
+            raise ValueError("--drw sets the class weights itself; leave --class-weight out")
+        options["class_weight"] = None
+    check_parameters(**{k: v for k, v in options.items() if k != "class_weight"})
+    return options
+
+
+def losses_with(option: str) -> str:
+    """The names of the losses that have an option."""
+    return ", ".join(name for name, has in LOSSES.items() if option.replace("-", "_") in has)
+
+
+def at_least(smallest: int) -> Any:
+    """An argparse type."""
+
+    def whole(text: str) -> int:
+        if (value := int(text)) < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, got {value}")
+        return value
+
+    whole.__name__ = "whole number"  # argparse names it where the text is no number
+    return whole
+
+
+def positive(text: str) -> float:
+    """An argparse type."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """An argparse type."""
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {value}")
+    return value

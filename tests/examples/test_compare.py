@@ -1,0 +1,317 @@
+"""The study as one command: what it plans, and how its trainings run, fail, stop and go on."""
+
+import doctest
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.frameworks import load
+
+for package in ("PIL", "sklearn", "rich", "matplotlib", "tensorboard"):
+    load(package)
+
+from examples import compare  # noqa: E402
+from examples.study import planning, processes  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+# Stands for a trainer: writes its share of the cores as the result, fails, or waits to be stopped.
+TRAINER = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+arguments, out = sys.argv[1:], Path(sys.argv[sys.argv.index("--out") + 1])
+loss = arguments[arguments.index("--loss") + 1]
+if loss == "focal":
+    sys.exit("error: no luck today")
+if loss == "ldam" and not (out / "state").exists():
+    def save(number, frame):
+        (out / "state").write_text("saved")
+        print("Stopped and saved")
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, save)
+    print("waiting", flush=True)
+    time.sleep(60)
+    sys.exit("was not stopped")
+result = {"epochs": int(arguments[arguments.index("--epochs") + 1])}
+result["threads"] = os.environ["OMP_NUM_THREADS"]
+(out / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    """A folder for a study whose trainers are the one above, in processes of their own."""
+    for name in processes.environment(1, 1):
+        if name.endswith("_THREADS"):
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        processes,
+        "command",
+        lambda training, threads: [sys.executable, "-c", TRAINER, *training.arguments],
+    )
+
+    def tell(planned):  # of results that have no scores
+        (planned.folder / "report.html").touch()
+
+    monkeypatch.setattr(compare.html_report, "tell", tell)
+    return tmp_path / "study"
+
+
+def run(out, flags):
+    return compare.main([*flags.split(), "--epochs", "3", "--out", str(out)])
+
+
+def results(out):
+    """Names of the trainings that have a result file."""
+    return {file.parent.name for file in out.glob("runs/*/result.json")}
+
+
+# --- the plan
+
+
+def test_every_combination_is_planned_seed_by_seed():
+    trainings = planning.plan(
+        ["digits", "data/HAM.npz"],
+        ["small", "resnet50"],
+        ["torch", "keras"],
+        ["ce", "lmf:scale=5:head=cosine"],
+        3,
+        ["--epochs", "7"],
+    )
+    assert len(trainings) == 3 * 2 * 2 * 2 * 2
+    assert [t.seed for t in trainings] == [0] * 16 + [1] * 16 + [2] * 16
+    last = trainings[-1]
+    assert (last.data, last.arch, last.framework) == ("HAM", "resnet50", "keras")
+    assert last.name == "HAM-resnet50-keras-lmf_scale=5_head=cosine-2"
+    settings = last.settings()
+    assert (settings.loss, settings.loss_options["scale"]) == ("lmf", 5)
+    assert (settings.head, settings.seed, settings.epochs) == ("cosine", 2, 7)
+    assert settings.data == "data/HAM.npz"
+
+
+def test_options_replace_flags_and_those_that_change_nothing_are_not_trained_again():
+    losses = ["lmf", "lmf:alpha=1.5", "lmf:alpha=2", "lmf:epochs=9"]
+    trainings = planning.plan(["digits"], ["small"], ["torch"], losses, 1, ["--epochs", "7"])
+    assert [t.loss for t in trainings] == ["lmf", "lmf:alpha=2", "lmf:epochs=9"]
+    assert [t.settings().epochs for t in trainings] == [7, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            "--losses dice",
+            "argument --losses: each loss must be one of ce, bwcce, focal, ldam, lmf, got 'dice'",
+        ),
+        (
+            "--archs vgg",
+            "each arch must be one of small, resnet50, efficientnet_v2_s, densenet121, got 'vgg'",
+        ),
+        ("--frameworks jax", "each framework must be one of torch, flax, keras, got 'jax'"),
+        ("--seeds 0", "argument --seeds: must be at least 1, got 0"),
+        ("--sweep alpha", "argument --sweep: must be like alpha=0.5,1,1.5, got 'alpha'"),
+        ("--shard 0/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '0/4'"),
+        ("--shard 5/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '5/4'"),
+        ("--epochs none", "argument --epochs: invalid whole number value: 'none'"),
+        ("--batchsize 3", "unrecognized arguments: --batchsize 3"),
+        ("--losses ce:scale=3", "--scale belongs to ldam, lmf, got --loss ce"),
+        ("--sweep delta=1", "unrecognized arguments: --delta=1"),
+        (
+            "--seed 3",
+            "error: --seed is the study's to choose, 0 for ce, got 3; leave it out",
+        ),
+        (
+            "--losses lmf:arch=resnet50",
+            "error: --arch is the study's to choose, small for lmf:arch=resnet50, "
+            "got resnet50; leave it out",
+        ),
+        (
+            "--data a/x.npz b/x.npz",
+            "error: each training must have a name of its own, got x-small-torch-ce-0 twice; "
+            "rename one of the data sources, or spell the losses' options apart",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_is_one_sentence(out, flags, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*flags.split(), "--out", str(out)])
+    told = capsys.readouterr().err.splitlines() or [str(stopped.value)]
+    assert told[-1].endswith(sentence)
+    assert not out.exists()
+
+
+def test_doctests():
+    for module in (compare, planning):
+        assert doctest.testmod(module).failed == 0
+
+
+# --- processes
+
+
+def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, capsys):
+    assert run(out, "--losses focal,ce,lmf:scale=5 --seeds 2 --jobs 2") == 1
+    assert results(out) == {
+        f"digits-small-torch-{loss}-{seed}" for loss in ("ce", "lmf_scale=5") for seed in (0, 1)
+    }
+    told = capsys.readouterr().out
+    log = out / "runs" / "digits-small-torch-focal-0" / "log.txt"
+    assert "failed: digits-small-torch-focal-0, the end of its log:" in told
+    assert "    error: no luck today" in told
+    assert f"failed: digits-small-torch-focal-0, see {log}" in told
+    assert "4 of 6 trainings are done." in told
+    assert (out / "report.html").exists()
+    assert log.read_text() == "error: no luck today\n"
+
+
+@pytest.mark.parametrize(("jobs", "share"), [(1, 8), (3, 2), (16, 1)])
+def test_each_training_has_its_share_of_the_cores(out, jobs, share, monkeypatch):
+    monkeypatch.setattr(processes, "cores", lambda: 8)
+    assert run(out, f"--losses ce --seeds 1 --jobs {jobs}") == 0
+    found = json.loads((out / "runs/digits-small-torch-ce-0/result.json").read_text())
+    assert found["threads"] == str(share)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's word
+    assert processes.environment(share, jobs)["OMP_NUM_THREADS"] == "5"
+
+
+def test_what_is_done_is_not_run_again_unless_more_epochs_are_asked_for(out, capsys):
+    assert run(out, "--losses ce --seeds 2") == 0
+    files = [out / f"runs/digits-small-torch-ce-{seed}/result.json" for seed in (0, 1)]
+    times = [file.stat().st_mtime_ns for file in files]
+    assert run(out, "--losses ce --seeds 2") == 0
+    assert [file.stat().st_mtime_ns for file in files] == times
+    assert "Trainings: 2, done already: 2, at once: 1." in capsys.readouterr().out
+    assert compare.main(["--losses=ce", "--seeds=2", "--epochs", "5", "--out", str(out)]) == 0
+    assert [json.loads(file.read_text())["epochs"] for file in files] == [5, 5]
+    assert len(planning.read(out).commands) == 2
+    assert len(planning.read(out).trainings) == 2
+
+
+def test_a_study_goes_on_with_the_settings_that_it_began_with(out):
+    assert run(out, "--losses ce --seeds 1") == 0
+    with pytest.raises(SystemExit) as stopped:
+        run(out, "--losses ce --seeds 1 --learning-rate 0.5")
+    assert str(stopped.value) == (
+        "error: --resume needs the learning_rate that the run began with, 0.0001, got 0.5; "
+        "choose another --out to begin anew"
+    )
+
+
+def test_shards_share_the_trainings_and_the_plan(out, capsys):
+    for i in (1, 2, 3):
+        before = results(out)
+        assert run(out, f"--losses ce,lmf --seeds 4 --shard {i}/3") == 0
+        assert len(results(out) - before) == {1: 3, 2: 3, 3: 2}[i]
+        assert len(planning.read(out).trainings) == 8
+    assert len(planning.read(out).commands) == 1
+    assert not (out / "report.html").exists()  # another shard may still run
+    told = capsys.readouterr().out
+    assert f"python -m examples.html_report {out} writes the report when all are done." in told
+
+
+def wait_for(path, text):
+    """Until a file holds a text."""
+    deadline = time.monotonic() + 30
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, f"{path} never held {text!r}"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, capsys):
+    log = out / "runs" / "digits-small-torch-ldam-0" / "log.txt"
+    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
+
+    def interrupt():
+        wait_for(log, "waiting")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(out, "--losses ldam,ce --seeds 1") == 130
+    thread.join()
+    assert log.read_text() == "waiting\nStopped and saved\n"
+    told = capsys.readouterr().out
+    assert "stopped: digits-small-torch-ldam-0" in told
+    assert told.endswith("Stopped; the same command goes on from there.\n")
+    assert results(out) == set() and not (out / "report.html").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert run(out, "--losses ldam,ce --seeds 1") == 0
+    assert len(results(out)) == 2
+
+
+def test_a_training_that_runs_elsewhere_is_left_alone(out, capsys):
+    """As after kill -9 of the study, or on another machine."""
+    folder = out / "runs" / "digits-small-torch-ldam-0"
+    folder.mkdir(parents=True)
+    hold = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('held', flush=True)"
+    with (folder / "log.txt").open("a") as log:
+        other = subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"], stdout=log)
+    try:
+        wait_for(folder / "log.txt", "held")
+        assert run(out, "--losses ldam,ce --seeds 1") == 0
+    finally:
+        other.kill()
+        other.wait()
+    told = capsys.readouterr().out
+    assert "left alone: digits-small-torch-ldam-0 is run by another process" in told
+    assert "1 of 2 trainings are done." in told
+    assert results(out) == {"digits-small-torch-ce-0"}
+
+
+# --- what it shows
+
+
+def test_the_table_counts_and_estimates(out):
+    from rich.console import Console
+
+    assert run(out, "--losses ce --seeds 2") == 0
+    trainings = planning.plan(["digits"], ["small"], ["torch"], ["ce", "lmf"], 2, ["--epochs", "3"])
+    planned = planning.remember(out, "", trainings)
+    for training in trainings[::2]:
+        (planned.out(training) / "seconds.json").write_text("90")
+    show = compare.Show(planned, trainings, 1)
+    states = show.execution.states
+    states[trainings[3]] = processes.FAILED
+    np.testing.assert_allclose(show.execution.seconds_left(), 90)
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(show.table())
+    assert re.search(r"digits │ small +│ torch +│ +2 │ +0 │ +1 │ +1 │", shown.get())
+    assert "about 1 min 30 s left" in shown.get()
+
+
+def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
+    """Through the three trainers, on digits, as users start it."""
+    for package in ("torch", "torchvision", "pytorch_grad_cam", "flax", "orbax", "keras"):
+        load(package)
+    command = [sys.executable, "-m", "examples.compare", "--losses", "ce,lmf:scale=5"]
+    command += ["--frameworks", "torch,flax,keras", "--seeds", "1"]
+    command += ["--epochs", "1", "--learning-rate", "1e-3", "--out"]
+    done = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 trainings are done." in done.stdout
+    found = planning.read(tmp_path).results()
+    assert [t.loss for t in found] == 3 * ["ce", "lmf:scale=5"]
+    for training, result in found.items():
+        assert result["loss"]["name"] == training.loss.partition(":")[0]
+        assert result["loss"].get("scale") == (5 if "scale" in training.loss else None)
+        assert (result["seed"], result["epochs"]) == (training.seed, 1)
+        assert planning.read(tmp_path).seconds(training) > 0
+    for framework in planning.FRAMEWORKS:
+        assert (
+            f"digits, small, {framework}: lmf:scale=5 against ce: one seed, perhaps" in done.stdout
+        )
+    assert f"All of it is in {tmp_path / 'report.html'}" in done.stdout
+    assert "left out" not in done.stdout
+    for framework in planning.FRAMEWORKS:
+        file = tmp_path / "figures" / f"grad-cam-digits-small-{framework}.png"
+        assert file.stat().st_size > 10_000
