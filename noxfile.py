@@ -109,14 +109,14 @@ def doctests(session: nox.Session) -> None:
 
 # The oldest release that is promised of each framework, and what of the suite runs with it.
 MINIMUMS = {
-    "numpy": ([], ["tests/test_spec.py", "tests/test_reference.py"]),
-    "jax": (["jax==0.4.36"], ["tests/test_edges.py", "-k", "jax-jit or jax-operations"]),
-    "torch": (["torch==2.4"], ["tests/test_edges.py", "-k", "torch-eager or torch-vmap"]),
+    "numpy": ([], ["tests/loss/test_spec.py", "tests/loss/test_reference.py"]),
+    "jax": (["jax==0.4.36"], ["tests/loss/test_edges.py", "-k", "jax-jit or jax-operations"]),
+    "torch": (["torch==2.4"], ["tests/loss/test_edges.py", "-k", "torch-eager or torch-vmap"]),
     "keras": (
         ["keras==3.6", "tensorflow==2.18"],
-        ["tests/test_edges.py", "-k", "keras-tensorflow-eager"],
+        ["tests/loss/test_edges.py", "-k", "keras-tensorflow-eager"],
     ),
-    "flax": (["flax==0.12"], ["tests/test_heads.py", "-k", "flax"]),
+    "flax": (["flax==0.12"], ["tests/loss/test_heads.py", "-k", "flax"]),
 }
 
 

@@ -134,10 +134,19 @@ class TorchOperator(Torch):
     """Compiled calls of the CPU kernel, for small batches too."""
 
     modes = traced_modes = compiled_modes = ("operator",)
-    left_out = ("sigmoid", "soft", "-float64", "-float16", "impossible")
+    left_out = ("sigmoid", "soft", "-float64", "impossible")
 
     def takes(self, plan):
-        return super().takes(plan) and not plan.soft and plan.dtype in ("float32", "bfloat16")
+        return super().takes(plan) and not plan.soft and plan.dtype != "float64"
+
+
+def torch_batch(y, Δ, w, numbers, options):
+    """What the fused kernel takes beside the logits; all of options but the axis has a default."""
+    terms = load("lmf_multi._terms")
+    batch = load("lmf_multi.torch._preparation").Batch
+    numbers, (axis, *others), soft = terms.Numbers(*numbers), options, y.is_floating_point()
+    options = terms.Options(axis % (y.dim() + (not soft)), *others)
+    return batch(y, Δ, w, numbers, options, is_soft=soft)
 
 
 class Triton(Adapter):
@@ -158,8 +167,8 @@ class Triton(Adapter):
         return losses
 
     def call(self, case, arrays, axis):
-        fused, plain = load("lmf_multi.torch._triton"), load("lmf_multi.torch._functional")
-        torch, ignore_index = load("torch"), None
+        fused, torch = load("lmf_multi.torch._triton"), load("torch")
+        ignore_index = None
         if case.as_class:
             loss = self.loss(case)
             vectors = [loss.margins, loss.class_weight]
@@ -169,35 +178,16 @@ class Triton(Adapter):
         else:
             vectors = [None if v is None else torch.tensor(v) for v in case.vectors]
             vectors = [None, *vectors] if case.term == "focal" else vectors
-        (alpha, beta), numbers = case.shares, {"label_smoothing": case.label_smoothing}
-        numbers |= {"gamma": case.gamma, "scale": case.scale}
+        (alpha, beta), device = case.shares, "cuda" if torch.cuda.is_available() else "cpu"
+        numbers = alpha, beta, case.gamma, case.scale, case.label_smoothing
 
         def call(_, z, y, where=None):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            z, y, Δ, w, where = (
-                None if v is None else v.to(device) for v in (z, y, *vectors, where)
-            )
-            mask = where if ignore_index is None else y != ignore_index
-            options = {"alpha": alpha, "beta": beta, **numbers, "axis": axis}
-            options["reduction"] = case.reduction
-
-            def differentiable(z):
-                each = plain.compute_loss(
-                    z, y, Δ, w, **options, where=mask, mask_name="where", totals=None
-                )
-                return each if case.reduction == "none" else each.sum()
-
-            assert fused.supports(z, y, axis, case.label_smoothing)
-            return fused.fused_loss(
-                z,
-                y,
-                Δ,
-                w,
-                **options,
-                plain=differentiable,
-                ignore_index=ignore_index,
-                where=where,
-            ).cpu()
+            z, *tensors = (None if v is None else v.to(device) for v in (z, y, *vectors, where))
+            *tensors, where = tensors
+            options = axis, where, ignore_index, "where", case.reduction
+            batch = torch_batch(*tensors, numbers, options)
+            assert fused.supports(z, batch)
+            return fused.fused_loss(z, batch).cpu()
 
         return call, None
 

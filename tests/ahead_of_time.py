@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 
 from lmf_multi.torch import _triton_kernels
 from lmf_multi.torch._triton import fused_loss
+from tests.adapters import torch_batch
 
 SHAPES = {
     "wide": (64, 1000),
@@ -73,17 +74,12 @@ def launch(shape, dtype, soft=False, weighted=True, masked=False, **options):
     y = torch.zeros_like(z) if soft else torch.zeros_like(z[:, 0], dtype=torch.int64)
     Δ = torch.zeros(z.shape[1], dtype=torch.float64)
     numbers = {"alpha": 1.5, "beta": 1.0, "gamma": 1.5, "scale": 30.0, "label_smoothing": 0.0}
-    fused_loss(
-        z.requires_grad_(),
-        y,
-        Δ,
-        Δ if weighted else None,
-        **{"reduction": "mean", **numbers, **options},
-        axis=1,
-        ignore_index=None if soft else -100,
-        where=torch.ones(z[:, 0].shape, dtype=torch.bool) if masked else None,
-        plain=None,
-    ).sum().backward()
+    reduction = options.pop("reduction", "mean")
+    where = torch.ones(z[:, 0].shape, dtype=torch.bool) if masked else None
+    options, ignored = numbers | options, None if soft else -100
+    w = Δ if weighted else None
+    batch = torch_batch(y, Δ, w, options.values(), (1, where, ignored, "", reduction))
+    fused_loss(z.requires_grad_(), batch).sum().backward()
 
 
 def report(log, ptx):

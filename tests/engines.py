@@ -4,6 +4,7 @@
 run. Compiled functions are cached by ``call``, so that values alone never cost a compilation.
 """
 
+import os
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from unittest import mock
@@ -33,8 +34,8 @@ def torch_engine(call, parameters, arrays, dtypes, mode):
         grad, (_, value) = each(tensors["z"], tensors["y"], upstream)
     else:
         z = tensors["z"].requires_grad_()
-        with every_size_worth_a_call() if mode == "operator" else nullcontext():
-            run = torch_compiled(call) if mode in ("compile", "operator") else call
+        run = torch_compiled(call, mode) if mode in ("compile", "operator") else call
+        with kernel_switch("always") if mode == "operator" else nullcontext():
             value = run(parameters, **tensors)
         value.backward(upstream)
         grad = z.grad
@@ -42,21 +43,22 @@ def torch_engine(call, parameters, arrays, dtypes, mode):
     return Result(value.detach().double().numpy(), grad.double().numpy(), *names)
 
 
-def every_size_worth_a_call():
-    """Compiled code calls the CPU kernel for small batches too, on which it would waste time.
-
-    Not for empty ones, which no threshold lets it see.
-    """
-    return mock.patch.object(load("lmf_multi.torch._cpu"), "WORTH_A_CALL", 1)
+def kernel_switch(setting):
+    """What the environment says of the CPU kernel: "0" for off, "always" for small batches too."""
+    return mock.patch.dict(os.environ, LMF_MULTI_CPU_KERNEL=setting)
 
 
 @cached
-def torch_compiled(call):
+def torch_compiled(call, mode):
     torch = load("torch")
     config = torch._dynamo.config  # one entry for each plan, and none given up
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     setattr(config, limit, 1000)
-    return torch.compile(call, fullgraph=True)
+
+    def operator(*arguments, **tensors):  # Dynamo keeps programs by code, whatever the environment
+        return call(*arguments, **tensors)
+
+    return torch.compile(operator if mode == "operator" else call, fullgraph=True)
 
 
 def jax_engine(call, parameters, arrays, dtypes, mode):
@@ -89,9 +91,9 @@ def alarms(jax, arrays):
         yield
 
 
-def without_kernel(module="lmf_multi.jax._cpu"):
-    """XLA runs operations on the CPU too, as elsewhere."""
-    return mock.patch.object(load(module), "has_kernel", lambda: False)
+def without_kernel():
+    """Operations on the CPU too, as elsewhere."""
+    return kernel_switch("0")
 
 
 @cached
@@ -111,8 +113,7 @@ def jax_function(call, mode):
 def tensorflow_engine(call, parameters, arrays, dtypes, mode):
     tf = load("tensorflow")
     tensors = {name: tf.cast(tf.constant(a), dtypes[name]) for name, a in arrays.items()}
-    without = without_kernel("lmf_multi.keras._tensorflow_cpu")
-    with without if mode == "operations" else nullcontext():
+    with without_kernel() if mode == "operations" else nullcontext():
         value, grad = tensorflow_function(call, mode)(parameters, tensors)
     results = (tf.cast(tensor, tf.float64).numpy() for tensor in (value, grad))
     return Result(*results, value.dtype.name, grad.dtype.name)

@@ -223,7 +223,6 @@ MODULES = [
         for module in pkgutil.iter_modules(
             [str(ROOT / "lmf_multi" / folder.strip("."))], f"lmf_multi.{folder}"
         )
-        if not module.name.endswith("_cpu_kernel")  # a library of C, which has no docstrings
     ),
 ]
 

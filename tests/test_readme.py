@@ -96,7 +96,7 @@ def test_feature_table_names_tests_that_exist() -> None:
 
 def test_flags_of_the_trainers_exist() -> None:
     """Every flag and loss that README's section on training names is one of the trainers'."""
-    from examples.settings import LOSSES, parse
+    from examples.training.settings import LOSSES, parse
 
     section = README.split("## Train an image classifier")[1].split("\n## ")[0]
     for framework, arguments in re.findall(
@@ -114,5 +114,5 @@ def test_flags_of_the_trainers_exist() -> None:
 
 
 def help_of(framework: str) -> str:
-    code = f"from examples.settings import parse; parse({framework!r}, ['-h'], '')"
+    code = f"from examples.training.settings import parse; parse({framework!r}, ['-h'], '')"
     return run(code).stdout

@@ -36,6 +36,19 @@ def test_random_sigmoid_cases(backend):
     check()
 
 
+def test_distributions_that_rounding_has_changed(backend):
+    """Means divide by what they sum up to, with class weights and without."""
+    if backend.mode == "vmap":
+        pytest.skip("maps over examples, of which one has no mean")
+    q = rounded(np.full((4, 3), 1 / 3), "bfloat16")
+    assert q.sum(1)[0] < 0.997
+    logits = rounded(np.random.default_rng(0).normal(0, 2, (4, 3)), "bfloat16")
+    options = {"dtype": "bfloat16", "label_dtype": "bfloat16", "reduction": "mean"}
+    for weights in (None, WEIGHTS):
+        case = Case(logits, q, COUNTS, weights, as_class=True, **options)
+        case.check(backend(case))
+
+
 @pytest.mark.parametrize("labels", ["integer", "soft"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_hard_sigmoid_elements(backend, dtype, labels):

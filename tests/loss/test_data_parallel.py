@@ -17,7 +17,7 @@ from lmf_multi import reference
 from tests.checks import refuses
 from tests.frameworks import KERAS_BACKEND, load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNTS = (625, 16, 1)
 RNG = np.random.default_rng(0)
 X = RNG.normal(0, 1, (16, 5))
@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from lmf_multi.torch import LMFLoss
-from tests.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
+from tests.loss.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
 
 
 def run(rank, folder):
@@ -130,7 +130,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.device_mesh import init_device_mesh
 from lmf_multi.torch import LMFLoss, SigmoidLMFLoss
 from tests.checks import refuses
-from tests.test_data_parallel import (
+from tests.loss.test_data_parallel import (
     COUNTS, ELEMENT_MASK, ELEMENTS, FIGURES, PIXEL_LABELS, PIXEL_SHARES, PIXELS
 )
 
@@ -308,7 +308,7 @@ from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from lmf_multi.jax import LMFLoss
-from tests.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
+from tests.loss.test_data_parallel import COUNTS, KERNEL, REDUCTIONS, X, Y
 
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 8
@@ -412,7 +412,7 @@ KERAS_FIT = """
 import json
 import keras, numpy as np
 from lmf_multi.keras import LMFLoss
-from tests.test_data_parallel import COUNTS, KERNEL, LAST, X, Y
+from tests.loss.test_data_parallel import COUNTS, KERNEL, LAST, X, Y
 
 results = {}
 for reduction in ("sum_over_batch_size", "batch_mean", "sum", "mean_with_sample_weight"):

@@ -1,5 +1,9 @@
 """What only JAX has: losses as pytrees, hyper-parameters as leaves, traces."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -355,3 +359,50 @@ def test_memory(jax, losses):
     with without_kernel():
         memory = step.lower(z, y).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.1 * z.nbytes
+
+
+WHAT_MAY_MOVE = """
+import logging, sys
+import jax, numpy as np
+
+{moved}
+records, log = [], logging.getLogger("lmf_multi")
+log.addFilter(records.append)  # what it returns, None, keeps them from being written
+log.setLevel(logging.DEBUG)
+from lmf_multi import reference
+from lmf_multi.jax import LMFLoss
+from lmf_multi.jax._cpu import has_kernel
+
+rng = np.random.default_rng(0)
+z, y = rng.normal(0, 2, (6, 3)).astype("float32"), np.array([0, 1, 2, 2, 1, 0])
+where, exact = np.arange(6) != 3, reference.LMFLoss((625, 16, 1))
+loss = LMFLoss((625, 16, 1))
+expected = reference.lmf_loss_and_grad(z, y, exact.margins, exact.class_weight, where=where)
+for run in (jax.value_and_grad(loss), jax.jit(jax.value_and_grad(loss))):
+    value, grad = run(z, y, where=where)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(grad, expected[1], rtol=1e-4, atol=1e-7)
+assert not has_kernel()
+(record,) = records
+assert record.levelno == logging.DEBUG
+print(record.getMessage())
+"""
+MODULES = ("jax.extend", "jax.extend.core", "jax.interpreters.batching", "jax.interpreters.mlir")
+MOVES = {
+    "modules": f"for name in {MODULES}: sys.modules[name] = None",
+    "a module": "sys.modules['jax.extend.core'] = None",
+    "a name": "from jax.interpreters import mlir; del mlir.ShardingContext",
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_moved_interfaces_cost_the_kernel_alone(jax, move):
+    """Of another version of JAX: the loss takes operations, and says why once, for debugging."""
+    run = subprocess.run(
+        [sys.executable, "-c", WHAT_MAY_MOVE.format(moved=MOVES[move])],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "kernel" in run.stdout

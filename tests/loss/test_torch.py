@@ -231,13 +231,12 @@ def test_the_default_ignore_index_is_no_unsigned_label(torch, losses):
         losses.sigmoid_lmf_loss(torch.zeros(2), y, [0.1, 0.5])
 
 
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("kernel", ["1", "0"])
 @pytest.mark.parametrize("mode", ["eager", "vmap"])
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_every_integer_dtype(monkeypatch, dtype, mode, small):
-    """In every form of the loss, of every size, with the kernel and without."""
-    if not small:
-        monkeypatch.setattr(load("lmf_multi.torch._functional"), "SMALL", 0)
+def test_every_integer_dtype(monkeypatch, dtype, mode, kernel):
+    """In every form of the loss, with the kernel and without."""
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", kernel)
     case = Case(LOGITS, LABELS, COUNTS, WEIGHTS, label_dtype=dtype)
     pairs = SigmoidCase(LOGITS, np.eye(3, dtype=int)[LABELS], (16, 3), label_dtype=dtype)
     for each in (case, pairs):
@@ -353,7 +352,7 @@ def test_subclasses_are_looked_at(torch, losses, labels, dressed):
 
 def test_compiled_sums_of_many(torch):
     """Thousands of additions to one float32 would round to the same side."""
-    total = load("lmf_multi.torch._functional").total
+    total = load("lmf_multi.torch._tensors").total
     run = torch.compile(total, fullgraph=True)
     for size, number in ((120_000, 0.3), (2**24 + 3, 1.0)):
         x = torch.full((size,), number)
@@ -452,25 +451,20 @@ def test_learned_margins_are_refused(torch, losses, labels):
         losses.focal_loss(torch.tensor(LOGITS), labels, margins)
 
 
-# --- eager: small batches in NumPy, large ones in pieces
+# --- eager: the kernel, and the operations of what it does not take
 
 
-@pytest.mark.parametrize("few", [2, 64], ids=["scattered", "one-hot"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("layout", ["classes last", "classes first"])
-def test_pieces_of_large_batches(torch, monkeypatch, dtype, layout, few):
-    """Hard examples, masked ones with NaN among them, in pieces of a few rows."""
-    from lmf_multi.torch import _eager, _functional
-
-    monkeypatch.setattr(_functional, "SMALL", 0)
-    monkeypatch.setattr(_eager, "_PIECE", 24)
-    monkeypatch.setattr(_eager, "_FEW", few)
+def test_operations_of_hard_examples(torch, monkeypatch, dtype, layout):
+    """Masked ones with NaN among them."""
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", "0")
     logits, labels = hard_examples(3)
     logits, where = rounded(logits, dtype), np.arange(len(labels)) % 5 > 0
     logits[~where] = np.nan
     weights = np.array([0.5, 1.0, 3.0])
     case = Case(logits, labels, COUNTS, weights, where=where, dtype=dtype, reduction="mean")
-    if layout == "classes first":  # (1, C, rows), of which a piece takes some
+    if layout == "classes first":  # (1, C, rows)
         case = dataclasses.replace(
             case, logits=logits[None], labels=labels[None], where=where[None], axis=1
         )
@@ -494,14 +488,11 @@ def test_the_gradient_is_kept_for_a_second_backward_pass(torch, losses, labels):
     np.testing.assert_array_equal(last.numpy(), first.numpy())
 
 
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("kernel", ["1", "0"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_strong_focusing_of_hopeless_examples(torch, losses, monkeypatch, dtype, small):
+def test_strong_focusing_of_hopeless_examples(torch, losses, monkeypatch, dtype, kernel):
     """γ multiplies what softplus(n) misses n by, which is nothing for large n."""
-    from lmf_multi.torch import _functional
-
-    if not small:
-        monkeypatch.setattr(_functional, "SMALL", 0)
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", kernel)
     odds = rounded(np.linspace(10, 90, 2000), dtype)
     logits, labels = np.stack([-odds, np.zeros(2000), np.zeros(2000)], 1), np.zeros(2000, int)
     case = Case(logits, labels, COUNTS, term="focal", gamma=8.0, dtype=dtype)
@@ -509,14 +500,10 @@ def test_strong_focusing_of_hopeless_examples(torch, losses, monkeypatch, dtype,
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("small", [True, False])
-def test_the_loss_can_be_scaled_in_place(torch, losses, labels, monkeypatch, small, reduction):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_loss_can_be_scaled_in_place(torch, losses, labels, dtype, reduction):
     """As trainers do, Hugging Face's among them."""
-    from lmf_multi.torch import _functional
-
-    if not small:
-        monkeypatch.setattr(_functional, "SMALL", 0)
-    z = torch.tensor(LOGITS, requires_grad=True)
+    z = torch.tensor(LOGITS, dtype=getattr(torch, dtype), requires_grad=True)
     criterion = losses.LMFLoss(COUNTS, reduction=reduction)
     (expected,) = torch.autograd.grad(criterion(z, labels).sum(), z)
     loss = criterion(z, labels)
@@ -525,27 +512,66 @@ def test_the_loss_can_be_scaled_in_place(torch, losses, labels, monkeypatch, sma
     np.testing.assert_allclose(grad.numpy(), 2 * expected.numpy(), rtol=1e-14)
 
 
-@pytest.mark.parametrize("small", [True, False])
-def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch, small):
-    from lmf_multi.torch import _eager, _functional
-
-    asked = []
-    one_class = _eager._one_class
-
-    def spy(*arguments):
-        asked.append(arguments[-1])  # with_grad
-        return one_class(*arguments)
-
-    monkeypatch.setattr(_eager, "_one_class", spy)
-    if not small:
-        monkeypatch.setattr(_functional, "SMALL", 0)
-    loss = losses.LMFLoss(COUNTS)
-    value = loss(torch.tensor(LOGITS), labels)
-    trained = loss(torch.tensor(LOGITS, requires_grad=True), labels)
+def test_evaluation_computes_no_gradient(torch, losses, labels, monkeypatch):
+    """Where the kernel computes: it is given no array to write one to."""
+    given, make = [], torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: given.append(1) or make(*a, **k))
+    loss, z = losses.LMFLoss(COUNTS), torch.tensor(LOGITS, dtype=torch.float32)
+    value = loss(z, labels)
     with torch.no_grad():
-        loss(torch.tensor(LOGITS, requires_grad=True), labels)
-    assert asked == [False, True, False]
-    assert value.item() == trained.item()
+        loss(z.clone().requires_grad_(), labels)
+    assert not given
+    assert value.item() == loss(z.clone().requires_grad_(), labels).item()
+    assert len(given) == 1
+
+
+# --- what dtypes and devices the operations need
+
+
+class Dtypes:
+    """The dtypes of every operation's results, with their number of elements."""
+
+    def __init__(self, torch):
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        self.seen = seen = set()
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+                result = operation(*args, **(kwargs or {}))
+                for x in torch.utils._pytree.tree_leaves(result):
+                    if isinstance(x, torch.Tensor):
+                        seen.add((x.dtype, x.numel()))
+                return result
+
+        self.mode = Watch()
+
+
+@pytest.mark.parametrize("form", ["integer", "ignored", "smoothed", "soft", "sigmoid", "multi"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_float32_logits_need_no_float64(torch, losses, monkeypatch, form, compiled, dtype):
+    """As devices have none: no array of the size of logits or examples, in either pass."""
+    monkeypatch.setenv("LMF_MULTI_CPU_KERNEL", "0")
+    N, C = 50, 7
+    z = torch.tensor(RNG.normal(0, 3, (N, C)), dtype=getattr(torch, dtype), requires_grad=True)
+    y = torch.tensor(RNG.integers(0, C, N))
+    loss = losses.LMFLoss(range(1, C + 1), label_smoothing=0.1 if form == "smoothed" else 0.0)
+    if form == "ignored":
+        y[::5] = -100
+    elif form == "soft":
+        y = torch.tensor(RNG.dirichlet(np.ones(C), N), dtype=torch.float32)
+    elif form in ("sigmoid", "multi"):
+        loss = losses.SigmoidLMFLoss(range(1, C + 1), range(9, C + 9))
+        y = torch.tensor(RNG.integers(0, 2, (N, C)))
+        y = y.float() if form == "multi" else y
+    run, watch = torch.compile(loss, backend="aot_eager") if compiled else loss, Dtypes(torch)
+    run(z, y)  # what is compiled once is no matter of a step
+    with watch.mode:
+        torch.autograd.grad(run(z, y), z)
+    sizes = {n for dtype, n in watch.seen if dtype == torch.float32}
+    assert N * C in sizes and (form in ("sigmoid", "multi") or N in sizes)
+    assert all(n <= 2 * C for dtype, n in watch.seen if dtype == torch.float64)
 
 
 # --- no look at the data
