@@ -27,7 +27,7 @@ from lmf_multi.torch._tensors import (
 from lmf_multi.torch._triton import layout_of
 
 _DTYPES = {getattr(torch, name): code for name, code in _kernel.DTYPES.items()}
-WORTH_A_CALL = 2**15  # logits; compiled operations are faster on fewer
+WORTH_A_CALL = 2**14  # logits; compiled operations are faster on fewer
 _is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
 
 
