@@ -1,8 +1,8 @@
 """The loss of integer labels on CPUs in one pass over the logits, where its kernel was compiled.
 
 ``one_class.cpp`` is the kernel, ``tiles.h`` its arithmetic, ``xla.h`` what it uses of XLA. In the
-environment ``LMF_MULTI_CPU_KERNEL=0`` turns it off, and ``always`` lets compiled PyTorch call it
-for small batches too; it is read whenever a loss is computed or traced.
+environment ``LMF_MULTI_CPU_KERNEL=0`` turns it off, ``1`` is the default, and ``always`` lets
+compiled PyTorch call it for small batches too; it is read whenever a loss is computed or traced.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ class OneClassCall(ctypes.Structure):
     N rows, C classes; row r is (r // inner, r % inner) for the strides, which count numbers.
     """
 
+    __slots__ = ()  # a name that is no field is an error, not an attribute beside them
     _fields_: ClassVar[Any] = [
         ("size", c_int64),  # of this structure, in bytes
         ("z", c_void_p),  # logits
@@ -53,12 +54,22 @@ class OneClassCall(ctypes.Structure):
 
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None; says once, for debugging, why there is none."""
-    return opened(setting() != "0")
+    return opened(_is_wanted(setting()))
 
 
 def setting() -> str:
     """What the environment says of the kernel; ``get`` takes four times as long for nothing."""
     return os.environ[_SWITCH] if _SWITCH in os.environ else ""  # noqa: SIM401
+
+
+@cache
+def _is_wanted(setting: str) -> bool:
+    """Whether the kernel is not switched off, by one of the values that have a meaning."""
+    if setting not in ("", "0", "1", "always"):
+        raise ValueError(
+            f"{_SWITCH} must be 0, 1 or always, got {setting!r}; 0 turns the CPU kernel off"
+        )
+    return setting != "0"
 
 
 @cache

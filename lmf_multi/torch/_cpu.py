@@ -127,7 +127,7 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
         by_examples=options.reduction in ("mean", "batch_mean"),
         threads=torch.get_num_threads(),
     )
-    library = _kernel.library()
+    library = _kernel.opened(True)  # takes_kernel() has asked whether it is wanted
     assert library is not None, "takes_kernel() needs it"
     status = library.lmf_multi_one_class(call)
     if status == _kernel.NO_MEMORY:

@@ -295,7 +295,8 @@ def checked(
     look, where = _check_once if is_plain(z) else _check, options.where
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, Δ, w, where))
     is_soft = look(form, options.axis, shapes)
-    options = options._replace(axis=options.axis % max(z.dim(), 1))
+    if options.axis < 0:
+        options = options._replace(axis=options.axis % max(z.dim(), 1))
     return Batch(y, Δ, w, numbers, options, is_soft, is_sigmoid=form.is_sigmoid)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import lmf_multi
 from lmf_multi import _kernel, reference
+from tests.checks import refuses
 from tests.frameworks import load, need_kernel
 
 SWITCH = "LMF_MULTI_CPU_KERNEL"
@@ -126,6 +127,14 @@ def test_the_switch_turns_it_off_and_on(compiled, monkeypatch):
     assert _kernel.library() is compiled
 
 
+def test_another_setting_is_refused(monkeypatch):
+    """Whoever writes off would believe that the kernel is."""
+    monkeypatch.setenv(SWITCH, "off")
+    sentence = "LMF_MULTI_CPU_KERNEL must be 0, 1 or always, got 'off'; 0 turns the CPU kernel off"
+    with refuses(ValueError, sentence):
+        _kernel.library()
+
+
 def test_the_switch_is_said_once():
     printed, logged = run(PACKAGE.parent, OPEN, **{SWITCH: "0"})
     assert printed == "None None"
@@ -136,6 +145,12 @@ def test_the_switch_is_said_once():
 def test_a_structure_of_another_size_is_refused(compiled):
     call = _kernel.OneClassCall(size=8)
     assert compiled.lmf_multi_one_class(call) == _kernel.OTHER_SIZE
+
+
+def test_a_name_that_is_no_field_is_refused():
+    """ctypes keeps it beside the fields otherwise, and the kernel gets zeros."""
+    with pytest.raises(AttributeError, match="z_outer"):
+        _kernel.OneClassCall(z_outer=1)
 
 
 def test_the_structure_is_the_kernels(tmp_path):
