@@ -71,11 +71,8 @@ class Known(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
             z, batch = kept(ctx)
-            return (
-                (along_classes(upstream, batch.axis) * gradient(z, batch)).to(z.dtype),
-                None,
-                None,
-            )
+            grad = along_classes(upstream, batch.axis) * gradient(z, batch)
+            return grad.to(z.dtype), None, None
         return chained(ctx, upstream, ctx.saved_tensors[0]), None, None
 
 
@@ -89,26 +86,34 @@ def keep(ctx: Any, z: Tensor, batch: Batch, *read: Tensor | None) -> None:
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     is_hooked = hooks is None or hooks(False) is not None
     ctx.logits, ctx.batch, ctx.dtype = None if is_hooked else z, batch, z.dtype
-    ctx.version = z._version if z.requires_grad else 0
+    ctx.versions = _versions(z, batch)
     ctx.save_for_backward(*read, *([z] if is_hooked else []))
 
 
 def kept(ctx: Any) -> tuple[Tensor, Batch]:
-    """The logits and their batch, if the logits are as they were."""
-    z = ctx.saved_tensors[-1] if ctx.logits is None else ctx.logits
-    if ctx.logits is not None and z._version != ctx.version:
-        raise RuntimeError(
-            "the logits must be as they were where the gradient is differentiated too, "
-            f"got them changed in place {z._version - ctx.version} times; change a clone"
-        )
-    return z, ctx.batch
+    """The logits and their batch, if they are as they were."""
+    z, batch = ctx.saved_tensors[-1] if ctx.logits is None else ctx.logits, ctx.batch
+    now = _versions(ctx.logits, batch)  # of hooks' own logits nothing is known
+    for name, before, after in zip(("logits", "labels", "masks"), ctx.versions, now, strict=True):
+        if None not in (before, after) and after != before:
+            raise RuntimeError(
+                f"the {name} must be as they were where the gradient is differentiated too, "
+                f"got them changed in place {after - before} times; change a clone"
+            )
+    return z, batch
+
+
+def _versions(z: Tensor | None, batch: Batch) -> list[Any]:
+    """How often logits, labels and mask were changed in place, as far as PyTorch counts that."""
+    tensors = (z, batch.y, batch.options.where)
+    return [None if x is None or x.is_inference() else x._version for x in tensors]
 
 
 def chained(ctx: Any, upstream: Tensor, grad: Tensor) -> Tensor:
     """Upstream times gradient (N, C), in place where nobody will ask for the gradient again."""
     axis, is_kept = ctx.batch.axis, _graph_is_kept()
     if not is_kept:
-        ctx.logits = None  # as autograd frees what it saved
+        ctx.logits = ctx.batch = None  # as autograd frees what it saved
     if is_kept or not is_plain(upstream):
         grad = along_classes(upstream, axis) * grad
     elif not _is_one(upstream):

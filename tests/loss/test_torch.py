@@ -760,12 +760,29 @@ def test_logits_may_change_after_the_loss(torch, losses, form, reduction):
         logits.detach().sigmoid_()
         (grad,) = torch.autograd.grad(loss.sum(), z)
         check_gradient(case, loss, grad)
-    if form in ("kernel", "integer"):  # the others take them from a masked copy
-        logits = z * 1
-        loss = f(logits).sum()
-        logits.detach().sigmoid_()
-        with pytest.raises(RuntimeError, match="got them changed in place 1 times"):
-            torch.autograd.grad(loss, z, create_graph=True)
+    logits = z * 1
+    loss = f(logits).sum()
+    logits.detach().sigmoid_()
+    with pytest.raises(RuntimeError, match=r"the logits must .* got them changed in place 1 times"):
+        torch.autograd.grad(loss, z, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["integer", "soft", "sigmoid"])
+def test_second_derivatives_need_the_labels_as_they_were(torch, losses, form, dtype):
+    """A buffer that is filled anew before the backward pass; first derivatives read none."""
+    z = torch.tensor(LOGITS, dtype=getattr(torch, dtype), requires_grad=True)
+    y = torch.tensor(LABELS)
+    y = y if form == "integer" else torch.nn.functional.one_hot(y, 3)
+    y = y.to(z.dtype) if form == "soft" else y
+    loss = losses.SigmoidLMFLoss(COUNTS, COUNTS) if form == "sigmoid" else losses.LMFLoss(COUNTS)
+    (expected,) = torch.autograd.grad(loss(z, y.clone()), z)
+    value = loss(z, y)
+    y.zero_()
+    (grad,) = torch.autograd.grad(value, z, retain_graph=True)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"the labels must .* got them changed in place 1 times"):
+        torch.autograd.grad(value, z, create_graph=True)
 
 
 @forms
