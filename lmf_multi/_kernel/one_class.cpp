@@ -7,6 +7,7 @@
 // Vectors are those of GCC and Clang. GCC compiles them for three generations of x86, by pragmas:
 // target_clones would clone vectors that were taken apart for the oldest already.
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
@@ -15,8 +16,16 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
 
-#include <omp.h>
+#include <dlfcn.h>
+#include <pthread.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <xmmintrin.h>
+#endif
 
 #include "xla.h"
 
@@ -53,7 +62,8 @@ constexpr int LANES = 16, ROWS = 64;  // rows of a vector, and at most of a tile
 constexpr int64_t FEW = 64;           // classes, with which a vector takes rows and not classes
 constexpr int64_t TILE = 16384;       // logits, which stay in the cache, where rows are long
 constexpr int64_t CHUNK = 16384;      // logits whose rows' losses are added before the others'
-constexpr int64_t ALONE = 32768;      // logits that are not worth a second thread
+constexpr int64_t ALONE = 32768;      // logits that are not worth a second thread of a pool
+constexpr int64_t START = 131072;     // logits for each thread that is started
 constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; products stay finite
 constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its products normal
 constexpr float ZERO = -104.f;        // e^-104 is below float32's smallest number
@@ -156,24 +166,128 @@ int lmf_multi_generation = newest_generation();  // tests lower it
 
 namespace {
 
-Totals totals(const Generation &cpu, const Call &call, const Plan &plan, int64_t chunks,
-              int threads, double *sums) {
-    int unknown = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : unknown)
-    for (int64_t i = 0; i < chunks; i++) {
-        int64_t begin = i * plan.chunk, end = begin + plan.chunk;
-        Totals some = cpu.totals_of(call, begin, end < call.N ? end : call.N);
-        sums[i] = some.weight;
-        sums[chunks + i] = some.examples;
-        unknown |= !some.known;
+// Subnormal numbers are 0 where it lives, as on XLA's threads: each costs Intel's processors about a
+// hundred cycles. Nothing that matters is one, see tiles.h.
+class Flushing {
+#if defined(__x86_64__) || defined(__i386__)
+    static constexpr unsigned FLUSH = 0x8040;  // results to 0, and inputs
+    const unsigned before = _mm_getcsr();
+
+public:
+    Flushing() { _mm_setcsr(before | FLUSH); }
+    ~Flushing() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    static constexpr uint64_t FLUSH = 1 << 24;
+    uint64_t before;
+
+public:
+    Flushing() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" ::"r"(before | FLUSH));
     }
-    Totals found = {0, 0, !unknown};
-    for (int64_t i = 0; i < chunks; i++) {  // in the same order for any number of threads
-        found.weight += sums[i];
-        found.examples += sums[chunks + i];
+    ~Flushing() { asm volatile("msr fpcr, %0" ::"r"(before)); }
+#endif
+};
+
+// Chunks in as many shares as there are threads. Each begins with its own, as two that write
+// neighbours wait for each other's pages, and takes what is left of the others' then. A thread that
+// comes late finds none left, so that nobody waits for one that never comes.
+struct Chunks {
+    const int64_t number, shares;
+    std::vector<std::atomic<int64_t>> taken;  // of each share
+    std::atomic<int64_t> threads{0};
+    int64_t finished = 0;
+    std::mutex lock;
+    std::condition_variable changed;
+
+    Chunks(int64_t number, int64_t shares) : number(number), shares(shares), taken(shares) {}
+
+    template <class Function>
+    void take(Function each) {
+        int64_t own = threads++, some = 0;
+        for (int64_t k = 0; k < shares; k++) {
+            int64_t share = (own + k) % shares;
+            int64_t begin = number * share / shares, end = number * (share + 1) / shares;
+            for (int64_t i; (i = begin + taken[share]++) < end; some++) each(i);
+        }
+        std::lock_guard<std::mutex> locked(lock);
+        finished += some;
+        if (finished == number) changed.notify_all();
     }
-    return found;
+    void wait() {
+        std::unique_lock<std::mutex> locked(lock);
+        changed.wait(locked, [this] { return finished == number; });
+    }
+};
+
+// PyTorch's threads, where they are libgomp's and this process has them: a forked one has not. They
+// wait busily for some time after their work, so that threads beside them would wait too.
+using Parallel = void(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+
+Parallel *pool() {
+    static Parallel *found = (Parallel *)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    static const bool told = !pthread_atfork(nullptr, nullptr, [] { found = nullptr; });
+    return told ? found : nullptr;
 }
+
+// One call, whose threads hold it together: its chunks are counted, where means need their totals,
+// and then computed.
+struct Work {
+    const Call call;
+    const Plan plan;
+    const int64_t chunks;
+    const bool counts;
+    Chunks counted, computed;
+    std::vector<Totals> totals;  // of each chunk, which are added in the same order for any number
+    std::vector<double> losses;  // of threads
+    std::atomic<bool> no_memory{false};
+
+    Work(const Call &call, int64_t threads, bool counts)
+        : call(call), plan(divide(call)), chunks((call.N + plan.chunk - 1) / plan.chunk),
+          counts(counts), counted(chunks, threads), computed(chunks, threads),
+          totals(counts ? chunks : 0), losses(chunks) {}
+
+    // Does what nobody else has taken.
+    void take() {
+        Flushing flushing;
+        const Generation &cpu = GENERATIONS[lmf_multi_generation];
+        auto end = [&](int64_t i) { return i + 1 < chunks ? (i + 1) * plan.chunk : call.N; };
+        Call shared = call;
+        if (counts) {
+            counted.take([&](int64_t i) { totals[i] = cpu.totals_of(call, i * plan.chunk, end(i)); });
+            counted.wait();
+            if (!divide_means(shared)) return;
+        }
+        float *x = nullptr;
+        computed.take([&](int64_t i) {
+            if (!x) x = (float *)aligned_alloc(4 * LANES, 2 * plan.size * sizeof(float));
+            if (!x)
+                no_memory = true;
+            else
+                losses[i] = cpu.chunk(shared, plan, i * plan.chunk, end(i), x);
+        });
+        free(x);
+    }
+
+    // What LDAM and focal are multiplied by; false if a label is unknown.
+    bool divide_means(Call &shared) const {
+        Totals found = {0, 0, true};
+        for (const Totals &some : totals) {
+            found.weight += some.weight;
+            found.examples += some.examples;
+            found.known &= some.known;
+        }
+        if (call.total_weight == call.total_weight) {
+            found.weight = call.total_weight;
+            found.examples = call.total_examples;
+        }
+        double examples = found.examples < 1 ? 1 : found.examples;
+        double weight = !call.by_weight ? examples : found.weight == 0 ? 1 : found.weight;
+        shared.a = call.alpha / (call.by_examples ? weight : 1);
+        shared.b = call.beta / (call.by_examples ? examples : 1);
+        return found.known;
+    }
+};
 
 }  // namespace
 
@@ -181,7 +295,7 @@ Totals totals(const Generation &cpu, const Call &call, const Plan &plan, int64_t
 // Means divide LDAM by the total class weight and focal by the number of examples; `by_weight` 0
 // divides both by the examples, `by_examples` 0 neither. Before anything is written it returns
 // whether a label is out of range, memory is short, or the structure is another one.
-extern "C" int lmf_multi_one_class(lmf_multi_call *given) {
+extern "C" int lmf_multi_one_class(lmf_multi_call *given) try {
     if (given->size != sizeof *given) return OTHER_SIZE;
     Call call = {*given, nullptr, given->margins != nullptr, given->beta != 0, 0, 0};
     if (call.inner == 1) {  // rows of one axis
@@ -189,81 +303,33 @@ extern "C" int lmf_multi_one_class(lmf_multi_call *given) {
         call.z_inner = call.z_outer;
         call.grad_inner = call.grad_outer;
     }
-    const Generation &cpu = GENERATIONS[lmf_multi_generation];
-    Plan plan = divide(call);
-    int64_t N = call.N, chunks = (N + plan.chunk - 1) / plan.chunk;
-    int threads = N * call.C <= ALONE ? 1 : call.threads;
-    float *work = (float *)aligned_alloc(4 * LANES, threads * 2 * plan.size * sizeof(float));
-    double *sums = (double *)calloc(2 * chunks, sizeof(double));
-    if (!work || !sums) {
-        free(work);
-        free(sums);
-        return NO_MEMORY;
+    Parallel *in_pool = pool();
+    int64_t logits = call.N * call.C, threads = logits > ALONE ? call.threads : 1;
+    if (!in_pool) threads = std::min(threads, std::max<int64_t>(logits / START, 1));
+    auto work = std::make_shared<Work>(call, threads, true);
+    if (in_pool && threads > 1) {
+        in_pool([](void *work) { ((Work *)work)->take(); }, work.get(), threads, 0);
+    } else {
+        for (int64_t i = 1; i < threads; i++) try {
+                std::thread([work] { work->take(); }).detach();
+            } catch (const std::system_error &) {
+                break;  // there are no more
+            }
+        work->take();
     }
-    Totals found = totals(cpu, call, plan, chunks, threads, sums);
-    bool known = found.known;
-    if (known) {
-        if (call.total_weight == call.total_weight)
-            found = {call.total_weight, call.total_examples, true};
-        double examples = found.examples < 1 ? 1 : found.examples;
-        double weight = !call.by_weight ? examples : found.weight == 0 ? 1 : found.weight;
-        call.a = call.alpha / (call.by_examples ? weight : 1);
-        call.b = call.beta / (call.by_examples ? examples : 1);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < chunks; i++) {
-            int64_t begin = i * plan.chunk, end = begin + plan.chunk;
-            float *x = work + omp_get_thread_num() * 2 * plan.size;
-            sums[i] = cpu.chunk(call, plan, begin, end < N ? end : N, x);
-        }
-        given->loss = 0;
-        for (int64_t i = 0; i < chunks; i++) given->loss += sums[i];
-    }
-    free(work);
-    free(sums);
-    return known ? DONE : UNKNOWN_LABEL;
+    if (!work->divide_means(call)) return UNKNOWN_LABEL;
+    work->computed.wait();
+    if (work->no_memory) return NO_MEMORY;
+    given->loss = 0;
+    for (double some : work->losses) given->loss += some;
+    return DONE;
+} catch (const std::bad_alloc &) {
+    return NO_MEMORY;
 }
 
 // --- for XLA, whose threads share the work
 
 namespace {
-
-// One call's chunks, taken by whoever is free. A thread that comes late finds none left, so that
-// nobody waits for one that never comes.
-struct Work {
-    Call call;
-    Plan plan;
-    int64_t chunks;
-    std::atomic<int64_t> taken{0};
-    std::mutex lock;
-    std::condition_variable changed;
-    int64_t finished = 0;
-    bool no_memory = false;
-
-    void take() {
-        float *x = nullptr;
-        int64_t some = 0;
-        bool failed = false;
-        for (int64_t i; (i = taken++) < chunks; some++) {
-            if (!x) x = (float *)aligned_alloc(4 * LANES, 2 * plan.size * sizeof(float));
-            if (!x) {
-                failed = true;
-                continue;
-            }
-            int64_t begin = i * plan.chunk, end = begin + plan.chunk;
-            GENERATIONS[lmf_multi_generation].chunk(call, plan, begin,
-                                                    end < call.N ? end : call.N, x);
-        }
-        free(x);
-        std::lock_guard<std::mutex> locked(lock);
-        no_memory |= failed;
-        finished += some;
-        if (finished == chunks) changed.notify_all();
-    }
-    void wait() {
-        std::unique_lock<std::mutex> locked(lock);
-        changed.wait(locked, [this] { return finished == chunks; });
-    }
-};
 
 void help(void *data) {
     std::unique_ptr<std::shared_ptr<Work>> work((std::shared_ptr<Work> *)data);
@@ -298,8 +364,7 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     xla::Buffer **arguments = frame->arguments.each, **results = frame->results.each;
     const xla::Buffer &z = *arguments[0];
     const float *settings = (const float *)arguments[2]->data;
-    auto work = std::make_shared<Work>();
-    Call &call = work->call = {};
+    Call call = {};
     call.z = z.data;
     call.dtype = z.dtype == xla::BF16 ? BFLOAT16 : FLOAT32;
     call.y_32 = (const int32_t *)arguments[1]->data;
@@ -319,13 +384,12 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     if (call.has_ldam) call.margins = (const float *)arguments[3]->data;
     int weights = call.has_ldam ? 4 : 3;
     if (frame->arguments.size > weights) call.weights = (const float *)arguments[weights]->data;
-    work->plan = divide(call);
-    work->chunks = (call.N + work->plan.chunk - 1) / work->plan.chunk;
 
     int64_t threads = 1;
     xla::Threads all = {sizeof(xla::Threads), nullptr, frame->context, &threads};
-    if (call.N * call.C <= ALONE || !succeeds(frame->api, frame->api->number_of_threads(&all)))
-        threads = 1;
+    if (!succeeds(frame->api, frame->api->number_of_threads(&all))) threads = 1;
+    if (call.N * call.C <= ALONE) threads = 1;
+    auto work = std::make_shared<Work>(call, threads, false);
     for (int64_t i = 1; i < threads && i < work->chunks; i++) {
         auto *shared = new std::shared_ptr<Work>(work);
         xla::Task task = {sizeof(xla::Task), nullptr, frame->context, help, shared};
@@ -335,7 +399,7 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
         }
     }
     work->take();
-    work->wait();
+    work->computed.wait();
     if (!work->no_memory) return nullptr;
     xla::NewError error = {sizeof(xla::NewError), nullptr,
                            "lmf_multi: no memory for a tile of rows", xla::RESOURCE_EXHAUSTED};

@@ -3,6 +3,7 @@
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));  // which may overflow
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 struct BFloat16 {
@@ -12,19 +13,22 @@ struct Float16 {
     uint16_t bits;
 };
 
-// A tile's rows, and what is known of each.
+// A tile's rows, and what is known of each. Arrays that vectors are read from come first: a compiler
+// moves those as if each began at a vector's boundary.
 struct alignas(4 * LANES) Rows {
-    int64_t first, n;
-    int64_t z_at[ROWS], grad_at[ROWS];
     int32_t label[ROWS], masked[ROWS];        // -1 for a masked row
-    bool together[ROWS / LANES];              // whether a vector's are neighbours in memory
     float a[ROWS], b[ROWS], margin[ROWS];     // what LDAM and focal are multiplied by, and Δ_y
     float z_y[ROWS], M[ROWS];                 // the label's logit, the largest of the others'
     float S_s[ROWS], S[ROWS];                 // Σ_{k≠y} of the exponentials
     float omega[ROWS];                        // log-odds of one term
     float slope[ROWS], of_s[ROWS], of[ROWS];  // gradient of z_y, and that of z_k over exponentials
     float loss[ROWS];
+    int64_t z_at[ROWS], grad_at[ROWS];
+    bool together[ROWS / LANES];  // whether a vector's are neighbours in memory
+    int64_t first, n;
 };
+static_assert(sizeof(float[ROWS]) % sizeof(Floats) == 0, "each array begins where vectors may");
+static_assert(offsetof(Rows, z_at) == 14 * sizeof(float[ROWS]), "arrays of vectors come first");
 
 // --- arithmetic
 
@@ -44,10 +48,10 @@ INLINE Floats exp_(Floats x, float least) {
     p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
     Ints power = __builtin_convertvector(n, Ints);
     if (least == NEGLIGIBLE) {
-        p = (Floats)((Ints)p + (power << 23));
+        p = (Floats)((Bits)p + ((Bits)power << 23));
     } else {  // in two steps, as the result may be subnormal
         Ints half = power >> 1;
-        p = p * (Floats)((half + 127) << 23) * (Floats)((power - half + 127) << 23);
+        p = p * (Floats)((Bits)(half + 127) << 23) * (Floats)((Bits)(power - half + 127) << 23);
     }
     return x < least ? Floats{} : p;
 }
@@ -106,7 +110,7 @@ INLINE Floats focal(Floats omega, float gamma, Floats &slope) {
 
 // Their product with 0 · ∞ = 0: what counts for nothing may be impossible
 INLINE Floats times(Floats coefficient, Floats term) {
-    return (coefficient == 0) & (term == INFINITY) ? Floats{} : coefficient * term;
+    return ((coefficient == 0) & (term == INFINITY)) ? Floats{} : coefficient * term;
 }
 
 // --- a tile: what each row is
@@ -157,7 +161,7 @@ INLINE Floats at(const float *table, float otherwise, int64_t C, Ints y) {
 INLINE void describe(const Call &call, Rows &rows) {
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Labels y = labels(call, rows.first + r, rows.n - r);
-        Ints masked = ignored(call, y), unknown = y.high != 0;
+        Ints masked = ignored(call, y), unknown = (y.high != 0) | (y.low >= (int32_t)call.C);
         Ints label = masked | unknown ? Ints{} : y.low;
         Floats weight = unknown ? all(NAN) : at(call.weights, 1, call.C, label);
         weight = masked ? Floats{} : weight;

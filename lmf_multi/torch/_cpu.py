@@ -158,7 +158,8 @@ def operator(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """The reduced loss of integer labels, and its gradient, empty where nobody wants it."""
-    check_memory(input=z, target=y)
+    check_memory("input", z)
+    check_memory("target", y)
     tensors = (y, margins, class_weight, total_weight, total_examples)
     batch = _batch(tensors, (alpha, beta, gamma, scale, axis, ignore_index, reduction))
     known = _call(z, batch, with_grad) if _is_in_reach(z, y, axis) else None

@@ -21,7 +21,7 @@ from lmf_multi.torch._cpu import kernel_loss, takes_kernel
 from lmf_multi.torch._distributed import Shards, check_shards, whole
 from lmf_multi.torch._mixture import by_operations
 from lmf_multi.torch._preparation import Batch, read
-from lmf_multi.torch._tensors import as_long, check_given, is_plain, plain_tensors, total, vector
+from lmf_multi.torch._tensors import as_long, check_given, is_plain, plain_tensor, total, vector
 from lmf_multi.torch._triton import fused_loss, takes_fused
 
 
@@ -172,7 +172,7 @@ def softmax_loss(
     input: Tensor, target: Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> Tensor:
     """``lmf_loss``, the classes along axis 1."""
-    input, target = plain_tensors(input=input, target=target)
+    input, target = plain_tensor("input", input), plain_tensor("target", target)
     check_reduction(options.reduction)
     ignored = check_ignored("ignore_index", options.ignore_index)
     name = f"ignore_index={ignored}"
@@ -188,7 +188,7 @@ def sigmoid_loss(
     input: Tensor, target: Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> Tensor:
     """``sigmoid_lmf_loss`` with both its masks, the labels along axis 1."""
-    input, target = plain_tensors(input=input, target=target)
+    input, target = plain_tensor("input", input), plain_tensor("target", target)
     check_reduction(options.reduction)
     axis = min(1, max(input.dim() - 1, 0))
     if check_shards(input, target=target, where=options.where):
@@ -233,8 +233,7 @@ def counted(
     target: Tensor, class_weight: Any, options: Options, is_sigmoid: bool
 ) -> tuple[Tensor, Tensor]:
     """What the means of a batch with these labels sum up: class weights (N,) and presence (N,)."""
-    (target,) = plain_tensors(target=target)
-    target, where = whole(target), whole(options.where)
+    target, where = whole(plain_tensor("target", target)), whole(options.where)
     ignored = check_ignored("ignore_index", options.ignore_index)
     options = options._replace(
         where=where, ignore_index=ignored, mask_name=f"ignore_index={ignored}"
@@ -264,7 +263,7 @@ def compute_loss(
     z: Tensor, y: Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> Tensor:
     """What each example contributes to the reduced loss (N,); ``reduction`` is their sum."""
-    z, y = plain_tensors(logits=z, labels=y)
+    z, y = plain_tensor("logits", z), plain_tensor("labels", y)
     return by_operations(z, checked(z, y, vectors, numbers, options, _Form(False, True)))
 
 
@@ -272,7 +271,7 @@ def compute_sigmoid_loss(
     x: Tensor, t: Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> Tensor:
     """What each element contributes to the reduced loss (N,), as ``compute_loss``."""
-    x, t = plain_tensors(logits=x, labels=t)
+    x, t = plain_tensor("logits", x), plain_tensor("labels", t)
     return by_operations(x, checked(x, t, vectors, numbers, options, _Form(True, True)))
 
 
@@ -325,7 +324,7 @@ def _annotated(target: Tensor, options: Options) -> Options:
     ignored, where = check_ignored("ignore_index", options.ignore_index), options.where
     name = f"where or ignore_index={ignored}"
     if where is not None:
-        (where,) = plain_tensors(where=where)
+        where = plain_tensor("where", where)
         check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
     if target.dtype != torch.bool:
         valid = (target if target.is_floating_point() else as_long(target)) != ignored

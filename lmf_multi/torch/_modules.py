@@ -41,11 +41,12 @@ class _Loss(nn.Module):
     Margins and weights are no buffers: they follow from the class counts, whereas buffers are what
     casts round, what a start on the meta device leaves empty, and what loaders of models overwrite.
     The module keeps them in NumPy; tensors of them lie where the module or the last logits are, in
-    float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
+    the dtypes that losses are computed in, whatever the module is cast to: a margin rounded to
+    bfloat16 is another margin.
     """
 
     _exact: dict[str, Floats | None]
-    _tensors: dict[str, Tensor | None]
+    _tensors: dict[torch.dtype, Vectors]
     _config: dict[str, Any]
     build: Callable[..., Parameters]
     _is_sigmoid = False
@@ -67,9 +68,15 @@ class _Loss(nn.Module):
         self.process_group = process_group
 
     @property
+    def _widest(self) -> Vectors:
+        *_, vectors = self._tensors.values()
+        return vectors
+
+    @property
     def margins(self) -> Tensor | None:
         """Of each class (C,), or of negative and positive (2,) or (L, 2); None without LDAM."""
-        return self._tensors["margins"]
+        margins: Tensor | None = self._widest.margins
+        return margins
 
     @margins.setter
     def margins(self, value: Any) -> None:
@@ -78,7 +85,8 @@ class _Loss(nn.Module):
     @property
     def class_weight(self) -> Tensor | None:
         """Likewise; None for ones. ``set_class_weight`` changes it."""
-        return self._tensors["class_weight"]
+        class_weight: Tensor | None = self._widest.class_weight
+        return class_weight
 
     @class_weight.setter
     def class_weight(self, value: Any) -> None:
@@ -138,7 +146,10 @@ class _Loss(nn.Module):
             self._place(torch.device("cpu") if self.margins is None else self.margins.device)
         else:
             with torch.no_grad():
-                before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
+                for vectors in self._tensors.values():
+                    vectors.class_weight.copy_(
+                        torch.tensor(weights, dtype=torch.float64, device="cpu")
+                    )
         self._config = parameters.config
 
     def _reduced(
@@ -155,12 +166,13 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = self._totals(target, where)
-        vectors = (self.margins, self.class_weight)
-        if is_plain(input) and any(v is not None and v.device != input.device for v in vectors):
+        held = self._widest
+        if is_plain(input) and any(v is not None and v.device != input.device for v in held):
             self._place(input.device)
+        is_narrow = type(input) is Tensor and input.dtype != torch.float64
+        vectors = self._tensors[torch.float32] if is_narrow else self._widest
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
-        vectors = Vectors(self.margins, self.class_weight)
         loss = function(input, target, vectors, numbers_of(self), options)
         return loss if self.process_group is None else loss * group_size(self.process_group)
 
@@ -178,22 +190,27 @@ class _Loss(nn.Module):
         """Lay the tensors of margins and class weights on a device, for all that may come."""
         if device.type == "meta":  # where nothing has a number
             device = torch.device("cpu")
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self._tensors = {}
+        dtypes = [torch.float32, *([] if device.type == "mps" else [torch.float64])]
         with torch.inference_mode(False):
-            for name, values in self._exact.items():
-                vector: Any = None
-                if values is not None:
-                    vector = torch.tensor(values, dtype=dtype, device=device)
-                    # to torch.compile a number of classes is a constant, as buffers' shapes are
-                    vector._dynamo_static_indices = set(range(vector.dim()))
-                self._tensors[name] = vector
+            self._tensors = {
+                dtype: Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
+                for dtype in dtypes  # MPS has no float64
+            }
 
     def extra_repr(self) -> str:
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
         if self.process_group is not None:
             options["process_group"] = self.process_group
         return arguments(current(self._config, self) | options)
+
+
+def _constant(values: Floats | None, dtype: torch.dtype, device: torch.device) -> Any:
+    if values is None:
+        return None
+    vector: Any = torch.tensor(values, dtype=dtype, device=device)
+    # to torch.compile a number of classes is a constant, as buffers' shapes are
+    vector._dynamo_static_indices = set(range(vector.dim()))
+    return vector
 
 
 class LMFLoss(LMFConstructors, _Loss):

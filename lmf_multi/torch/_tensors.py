@@ -98,14 +98,13 @@ def total(x: Tensor) -> Tensor:
     return x.sum()
 
 
-def plain_tensors(**tensors: Any) -> list[Tensor]:
-    """The arguments as plain tensors; refuses what is no tensor or has lost its memory."""
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    plain = {name: _as_plain(value) for name, value in tensors.items()}
-    check_memory(**plain)
-    return list(plain.values())
+def plain_tensor(name: str, value: Any) -> Tensor:
+    """An argument as a plain tensor; refuses what is no tensor or has lost its memory."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    plain = _as_plain(value)
+    check_memory(name, plain)
+    return plain
 
 
 def _as_plain(x: Tensor) -> Tensor:
@@ -124,24 +123,23 @@ def _as_plain(x: Tensor) -> Tensor:
     return same
 
 
-def check_memory(**tensors: Tensor) -> None:
-    """Refuse tensors whose storage was freed, as FSDP's are: to read them would end the process."""
+def check_memory(name: str, x: Tensor) -> None:
+    """Refuse a tensor whose storage was freed, as FSDP's are: to read it would end the process."""
     if torch.compiler.is_compiling() or not CAN_TELL:
         return
-    for name, x in tensors.items():
-        if type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0:
-            continue
-        if is_functorch_wrapped_tensor(x) or x.layout != torch.strided:
-            continue
-        reach, size = x.numel(), x.untyped_storage().nbytes()
-        if not x.is_contiguous():
-            steps = zip(x.shape, x.stride(), strict=True)
-            reach = 1 + sum((n - 1) * step for n, step in steps)
-        if size < (x.storage_offset() + reach) * x.itemsize:
-            raise RuntimeError(
-                f"{name} must have memory for its shape {tuple(x.shape)}, got a storage of {size} "
-                "bytes; call the loss before it is freed"
-            )
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided:
+        return
+    if is_functorch_wrapped_tensor(x) or x.numel() == 0:
+        return
+    reach, size = x.numel(), x.untyped_storage().nbytes()
+    if not x.is_contiguous():
+        steps = zip(x.shape, x.stride(), strict=True)
+        reach = 1 + sum((n - 1) * step for n, step in steps)
+    if size < (x.storage_offset() + reach) * x.itemsize:
+        raise RuntimeError(
+            f"{name} must have memory for its shape {tuple(x.shape)}, got a storage of {size} "
+            "bytes; call the loss before it is freed"
+        )
 
 
 def check_given(**vectors: Any) -> None:
@@ -154,7 +152,7 @@ def check_given(**vectors: Any) -> None:
     look_at_tensors = look and not transforms_are_active()
     for name, value in vectors.items():
         if look_at_tensors and isinstance(value, Tensor) and readable(value):
-            check_memory(**{name: value})
+            check_memory(name, value)
             if _are_positive(value):
                 continue
             value = as_numpy(value)
@@ -174,7 +172,7 @@ def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> 
     if values is None:
         return None
     if isinstance(values, Tensor):
-        (values,) = plain_tensors(**{name: values})
+        values = plain_tensor(name, values)
         if values.requires_grad:
             raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
     elif isinstance(values, np.ndarray):

@@ -2,6 +2,11 @@
 
 import ctypes
 import dataclasses
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +150,99 @@ def test_threads_change_no_bit(torch, calls, C):
     for value, grad in results[1:]:
         assert value == results[0][0]
         assert torch.equal(grad, results[0][1])
+
+
+def worth_two_threads(torch):
+    """Logits and labels."""
+    z = torch.linspace(-3, 3, 400_000).reshape(-1, 5).requires_grad_()
+    return z, torch.arange(len(z)) % 5
+
+
+def value_and_grad(torch, z, y):
+    loss = load("lmf_multi.torch").LMFLoss(range(1, 6))(z, y)
+    return loss.item(), *torch.autograd.grad(loss, z)
+
+
+def test_two_callers_at_once(torch, calls):
+    batch = worth_two_threads(torch)
+    value, grad = value_and_grad(torch, *batch)
+    with ThreadPoolExecutor(2) as callers:
+        others = [callers.submit(value_and_grad, torch, *batch) for _ in range(20)]
+    assert len(calls) == 21
+    for other in others:
+        assert other.result()[0] == value
+        assert torch.equal(other.result()[1], grad)
+
+
+FORKED = """
+import os, signal
+import torch
+from tests.kernels.test_cpu import value_and_grad, worth_two_threads
+
+torch.set_num_threads(2)
+batch = worth_two_threads(torch)
+value, grad = value_and_grad(torch, *batch)
+if child := os.fork():
+    _, status = os.waitpid(child, 0)
+    raise SystemExit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)  # it would wait for threads that it has not, as PyTorch's own operations do
+value_of_child, grad_of_child = value_and_grad(torch, *batch)
+os._exit(value_of_child != value or grad_of_child.numpy().tobytes() != grad.numpy().tobytes())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_calls_it_too(cpu):
+    assert of_a_process(FORKED) == ""
+
+
+def test_subnormal_numbers_are_flushed_inside_alone(torch, calls):
+    """In the threads that worked, and in the one that called."""
+    threads, tiny = torch.get_num_threads(), torch.full((100_000,), 1e-40)
+    try:
+        torch.set_num_threads(2)
+        value_and_grad(torch, *worth_two_threads(torch))
+        assert (tiny * 1 > 0).all()
+    finally:
+        torch.set_num_threads(threads)
+
+
+WITHOUT_PYTORCH = """
+import ctypes, sys
+import numpy as np
+from lmf_multi import _kernel
+
+assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
+N, C = 80_000, 5
+z, y = np.linspace(-3, 3, N * C, dtype=np.float32), np.arange(N) % C
+results = []
+for threads in (1, 2, 3):
+    grad = np.zeros_like(z)
+    call = _kernel.OneClassCall(
+        ctypes.sizeof(_kernel.OneClassCall), z=z.ctypes.data, y=y.ctypes.data,
+        grad=grad.ctypes.data, N=N, C=C, inner=1, z_strides=(C, 0, 1), grad_strides=(C, 0, 1),
+        ignore_index=-1, beta=1, gamma=2, scale=1, by_examples=1, threads=threads,
+        total_weight=np.nan, total_examples=np.nan,
+    )
+    assert _kernel.library().lmf_multi_one_class(call) == 0
+    results.append((call.loss, grad.tobytes()))
+assert results[0] == results[1] == results[2]
+assert 1 < results[0][0] < 1.1 and grad.any()
+"""
+
+
+def test_threads_without_pytorchs(cpu):
+    """Where PyTorch's are not libgomp's, or were left behind by a fork, the kernel starts some."""
+    assert of_a_process(WITHOUT_PYTORCH) == ""
+
+
+def of_a_process(code):
+    """What it prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout
 
 
 def test_masked_rows_may_hold_anything(torch, calls):

@@ -169,5 +169,5 @@ def test_the_structure_is_the_kernels(tmp_path):
     source = tmp_path / "layout.cpp"
     source.write_text("\n".join(lines) + "\n")
     folder = Path(_kernel.__file__).parent
-    command = [compiler(), "-fsyntax-only", "-Wno-psabi", "-fopenmp", f"-I{folder}", str(source)]
+    command = [compiler(), "-fsyntax-only", "-Wno-psabi", f"-I{folder}", str(source)]
     subprocess.run(command, check=True)
