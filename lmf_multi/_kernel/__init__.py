@@ -17,7 +17,7 @@ _LOG = logging.getLogger("lmf_multi")
 _SWITCH = "LMF_MULTI_CPU_KERNEL"
 
 # What Python and library say to each other, XLA's operands among it: both raise it with any change.
-INTERFACE = 1
+INTERFACE = 2
 UNKNOWN_LABEL, NO_MEMORY, OTHER_SIZE = 1, 2, 3  # what the function returns instead of 0
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 

@@ -160,7 +160,7 @@ int newest_generation() { return 0; }
 }  // namespace
 
 extern "C" {
-extern const int lmf_multi_interface = 1;        // INTERFACE in __init__.py, which says when to raise
+extern const int lmf_multi_interface = 2;        // INTERFACE in __init__.py, which says when to raise
 int lmf_multi_generation = newest_generation();  // tests lower it
 }
 
@@ -366,7 +366,7 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     const float *settings = (const float *)arguments[2]->data;
     Call call = {};
     call.z = z.data;
-    call.dtype = z.dtype == xla::BF16 ? BFLOAT16 : FLOAT32;
+    call.dtype = z.dtype == xla::BF16 ? BFLOAT16 : z.dtype == xla::F16 ? FLOAT16 : FLOAT32;
     call.y_32 = (const int32_t *)arguments[1]->data;
     call.ignore_index = -2;
     call.losses = (float *)results[0]->data;

@@ -12,7 +12,7 @@
 namespace xla {
 
 constexpr int MAJOR = 0, OLDEST_MINOR = 2, MINOR = 3;
-constexpr int METADATA = 1, EXECUTE = 3, RESOURCE_EXHAUSTED = 8, BF16 = 16;
+constexpr int METADATA = 1, EXECUTE = 3, RESOURCE_EXHAUSTED = 8, F16 = 10, BF16 = 16;
 
 struct Error;    // null: none
 struct Context;  // of one execution

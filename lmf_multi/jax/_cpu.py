@@ -144,7 +144,6 @@ def _by_operations(
 def _by_call(*operands: Array, structure: Any, axis: int, with_grad: bool) -> list[Array]:
     """Rows in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1."""
     z, (y, masked, _), (Δ, w, a, b, γ, s) = structure.unflatten(operands)
-    z = z if z.dtype == jnp.bfloat16 else z.astype(jnp.float32)
     labels = y if masked is None else jnp.where(masked, _MASKED, y)
     numbers = jnp.stack([jnp.float32(0) if number is None else number for number in (γ, s, a, b)])
     vectors = [v for v in (None if a is None else Δ, w) if v is not None]

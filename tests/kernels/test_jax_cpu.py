@@ -411,6 +411,7 @@ def test_declarations_are_xlas(jax, tmp_path):
         "METADATA": "XLA_FFI_Extension_Metadata",
         "EXECUTE": "XLA_FFI_ExecutionStage_EXECUTE",
         "RESOURCE_EXHAUSTED": "XLA_FFI_Error_Code_RESOURCE_EXHAUSTED",
+        "F16": "XLA_FFI_DataType_F16",
         "BF16": "XLA_FFI_DataType_BF16",
         "MAJOR": "XLA_FFI_API_MAJOR",
     }

@@ -126,7 +126,6 @@ def _call(
     """
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
-    z = z if z.dtype == tf.bfloat16 else tf.cast(z, tf.float32)
     sizes = [tf.shape(z)[i] if n is None else n for i, n in enumerate(z.shape)]
     inner = [math.prod(sizes[axis + 1 :])] if axis + 1 < len(sizes) else []
     shape = [math.prod(sizes[:axis]), sizes[axis], *inner]
@@ -170,7 +169,7 @@ module attributes {{jax.uses_shape_polymorphism = true}} {{
 }}"""
 
 
-_ELEMENTS = {tf.float32: "f32", tf.bfloat16: "bf16", tf.int32: "i32"}
+_ELEMENTS = {tf.float32: "f32", tf.bfloat16: "bf16", tf.float16: "f16", tf.int32: "i32"}
 
 
 def _type(shape: tf.TensorShape, element: str) -> str:
