@@ -79,6 +79,7 @@ class Case:
     as_class: bool = False  # LMFLoss(class_counts) instead of lmf_loss(…, margins)
 
     by_element = False  # labels, mask and loss have the logits' shape
+    value_and_grad = staticmethod(reference.lmf_loss_and_grad)
 
     @property
     def counts(self):
@@ -146,7 +147,7 @@ class Case:
 
     def _reference(self, labels, alpha, beta, **options):
         numbers = {"alpha": alpha, "beta": beta, "gamma": self.gamma, "scale": self.scale}
-        return reference.lmf_loss_and_grad(
+        return self.value_and_grad(
             self.logits, labels, self.margins, self.weights, **numbers, **options
         )
 
@@ -193,12 +194,23 @@ class Case:
         assert_within(result.grad, grad, bound + tiny, f"gradient of {self}")
 
 
+def masked_case(rng, shape, *, dtype, axis):
+    """Random logits (…, C) with weights, a fifth of the examples masked."""
+    logits, labels = rng.normal(0, 3, shape), rng.integers(0, shape[-1], shape[:-1])
+    counts, weights = tuple(range(1, shape[-1] + 1)), np.linspace(0.5, 2, shape[-1])
+    where = rng.random(labels.shape) > 0.2
+    return Case(
+        rounded(logits, dtype), labels, counts, weights, where=where, dtype=dtype, axis=axis
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class SigmoidCase(Case):
     """``class_counts`` are (negative, positive), numbers or (L,) each; labels are last."""
 
     term: str = "sigmoid_lmf"
     by_element = True
+    value_and_grad = staticmethod(reference.sigmoid_lmf_loss_and_grad)
 
     @property
     def counts(self):
@@ -236,12 +248,6 @@ class SigmoidCase(Case):
     def exact(self):
         value, grad = super().exact if self.upstream is None else replace(self, upstream=None).exact
         return value, grad if self.upstream is None else grad * self.upstream
-
-    def _reference(self, labels, alpha, beta, **options):
-        numbers = {"alpha": alpha, "beta": beta, "gamma": self.gamma, "scale": self.scale}
-        return reference.sigmoid_lmf_loss_and_grad(
-            self.logits, labels, self.margins, self.weights, **numbers, **options
-        )
 
     @cached_property
     def gradient_size(self):

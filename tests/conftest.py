@@ -1,4 +1,4 @@
-"""Set-up that every test file shares; the ``backend`` fixture."""
+"""Set-up that every test file shares; fixtures: frameworks, and ``backend``."""
 
 import pytest
 from hypothesis import settings
@@ -25,6 +25,7 @@ def pytest_configure(config):
 
 
 from tests.adapters import ADAPTERS  # noqa: E402
+from tests.frameworks import load  # noqa: E402
 
 
 def pytest_collection_modifyitems(config, items):
@@ -43,3 +44,16 @@ def backend(request):
     """A framework in one mode: a case in, its value and gradient out."""
     request.param.losses  # noqa: B018  imports the framework, or skips
     return request.param
+
+
+def framework(name):
+    """A fixture: the framework of that name, or a skip where it is absent."""
+
+    @pytest.fixture(scope="session")
+    def loaded():
+        return load(name)
+
+    return loaded
+
+
+torch, jax, keras, tf = map(framework, ("torch", "jax", "keras", "tensorflow"))

@@ -51,27 +51,52 @@ def plans(draw, backend):
     """A plan of the fixed few where each costs a compilation, any plan elsewhere."""
     if backend.compiles:
         return draw(st.sampled_from([plan for plan in PLANS if backend.takes(plan)]))
+    any_plan = free_plans(
+        draw,
+        Plan,
+        num_classes=st.integers(2, 6),
+        labels=st.sampled_from(["integer", "one-hot", "soft"]),
+        term=st.sampled_from(["lmf", "ldam", "focal"]),
+    )
+    return draw(any_plan.filter(backend.takes))
+
+
+def free_plans(draw, kind, **own):
+    """Any plan of a kind, with what this kind alone chooses from."""
     batch_shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-    return draw(
-        st.builds(
-            Plan,
-            batch_shape=st.just(batch_shape),
-            num_classes=st.integers(2, 6),
-            labels=st.sampled_from(["integer", "one-hot", "soft"]),
-            dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
-            term=st.sampled_from(["lmf", "ldam", "focal"]),
-            weighted=st.booleans(),
-            masked=st.booleans(),
-            smoothed=st.booleans(),
-            reduction=st.sampled_from(["none", "sum", "mean", "batch_mean"]),
-            as_class=st.booleans(),
-            axis=st.integers(-1 - len(batch_shape), len(batch_shape)),
-        ).filter(backend.takes)
+    return st.builds(
+        kind,
+        batch_shape=st.just(batch_shape),
+        dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
+        weighted=st.booleans(),
+        masked=st.booleans(),
+        smoothed=st.booleans(),
+        reduction=st.sampled_from(["none", "sum", "mean", "batch_mean"]),
+        as_class=st.booleans(),
+        axis=st.integers(-1 - len(batch_shape), len(batch_shape)),
+        **own,
     )
 
 
 def units(shape):
     return hnp.arrays(np.float64, shape, elements=st.floats(-1.0, 1.0, width=32), fill=st.nothing())
+
+
+def others(draw, plan, shape):
+    """What of a case is the same in both forms, its losses of ``shape``."""
+    return {
+        "alpha": draw(st.sampled_from([0.25, 1.5])),
+        "beta": draw(st.sampled_from([0.5, 1.0])),
+        "gamma": draw(st.sampled_from(GAMMAS)),
+        "scale": draw(st.sampled_from(SCALES)),
+        "max_margin": draw(st.sampled_from([0.1, 0.5])),
+        "label_smoothing": draw(st.sampled_from([0.05, 0.1, 1.0])) if plan.smoothed else 0.0,
+        "reduction": plan.reduction,
+        "upstream": 2 * draw(units(shape)) if plan.reduction == "none" else None,
+        "dtype": plan.dtype,
+        "axis": plan.axis,
+        "as_class": plan.as_class,
+    }
 
 
 @st.composite
@@ -118,19 +143,9 @@ def cases(draw, backend):
         tuple(draw(st.lists(st.integers(1, 500), min_size=C, max_size=C))),
         weights,
         plan.term,
-        alpha=draw(st.sampled_from([0.25, 1.5])),
-        beta=draw(st.sampled_from([0.5, 1.0])),
-        gamma=draw(st.sampled_from(GAMMAS)),
-        scale=draw(st.sampled_from(SCALES)),
-        max_margin=draw(st.sampled_from([0.1, 0.5])),
-        label_smoothing=draw(st.sampled_from([0.05, 0.1, 1.0])) if plan.smoothed else 0.0,
         where=where,
-        reduction=plan.reduction,
-        upstream=2 * draw(units(shape)) if plan.reduction == "none" else None,
-        dtype=plan.dtype,
         label_dtype=label_dtype,
-        axis=plan.axis,
-        as_class=plan.as_class,
+        **others(draw, plan, shape),
     )
 
 
@@ -164,23 +179,14 @@ def sigmoid_cases(draw, backend):
     if backend.compiles:
         plan = draw(st.sampled_from([plan for plan in SIGMOID_PLANS if takes(plan)]))
     else:
-        batch_shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-        plan = draw(
-            st.builds(
-                SigmoidPlan,
-                batch_shape=st.just(batch_shape),
-                num_classes=st.integers(1, 4),
-                labels=st.sampled_from(["integer", "soft"]),
-                dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
-                weighted=st.booleans(),
-                masked=st.booleans(),
-                smoothed=st.booleans(),
-                reduction=st.sampled_from(["none", "sum", "mean", "batch_mean"]),
-                as_class=st.booleans(),
-                axis=st.integers(-1 - len(batch_shape), len(batch_shape)),
-                by_label=st.booleans(),
-            ).filter(takes)
+        any_plan = free_plans(
+            draw,
+            SigmoidPlan,
+            num_classes=st.integers(1, 4),
+            labels=st.sampled_from(["integer", "soft"]),
+            by_label=st.booleans(),
         )
+        plan = draw(any_plan.filter(takes))
     L = plan.num_classes
     shape, vectors = (*plan.batch_shape, L), (L,) if plan.by_label else ()
     size = draw(st.sampled_from([1.0, 10.0, 100.0, 1e4]))
@@ -206,17 +212,7 @@ def sigmoid_cases(draw, backend):
         labels,
         (draw(counts), draw(counts)),
         weights,
-        alpha=draw(st.sampled_from([0.25, 1.5])),
-        beta=draw(st.sampled_from([0.5, 1.0])),
-        gamma=draw(st.sampled_from(GAMMAS)),
-        scale=draw(st.sampled_from(SCALES)),
-        max_margin=draw(st.sampled_from([0.1, 0.5])),
-        label_smoothing=draw(st.sampled_from([0.05, 0.1, 1.0])) if plan.smoothed else 0.0,
         where=where,
-        reduction=plan.reduction,
-        upstream=2 * draw(units(shape)) if plan.reduction == "none" else None,
-        dtype=plan.dtype,
         label_dtype=label_dtype,
-        axis=plan.axis,
-        as_class=plan.as_class,
+        **others(draw, plan, shape),
     )

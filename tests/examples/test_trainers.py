@@ -353,14 +353,20 @@ def test_losses_are_what_their_names_say(trainer, flags):
 
 # --- several processes, torchrun's
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+def of_two_processes(*flags):
+    """The command of PyTorch's trainer, whose packages are there."""
+    for package in (*SHARED, *NEEDS["torch"]):
+        load(package)
+    return [*TORCHRUN, "-m", "examples.train_torch", *COMMON, *flags]
+
 
 def test_torchrun_trains_one_model_and_tests_every_image(tmp_path):
     """Each process reads its share; what is written is one model's, and the images' in order."""
-    for package in (*SHARED, *NEEDS["torch"]):
-        load(package)
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["-m", "examples.train_torch", *COMMON, "--epochs", "1", "--out", str(out)]
+    command = of_two_processes("--epochs", "1", "--out", str(out))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Test macro-F1") == 1
@@ -382,11 +388,8 @@ def test_torchrun_trains_one_model_and_tests_every_image(tmp_path):
 
 def test_ctrl_c_reaches_all_of_torchruns_processes_and_saves(tmp_path):
     """From the terminal and again from torchrun, at whatever steps they are."""
-    for package in (*SHARED, *NEEDS["torch"]):
-        load(package)
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["-m", "examples.train_torch", *COMMON, "--epochs", "100000", "--out", str(out)]
+    command = of_two_processes("--epochs", "100000", "--out", str(out))
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as started:
@@ -429,8 +432,7 @@ def test_torchrun_gives_each_loss_the_whole_batchs_mean(tmp_path):
     logits = rng.normal(size=(8, 3)).astype(np.float32)
     np.savez(tmp_path / "batch.npz", counts=counts, labels=labels, logits=logits)
     (tmp_path / "program.py").write_text(WHOLE_BATCH)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
+    command = [*TORCHRUN, str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

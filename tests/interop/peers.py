@@ -59,6 +59,11 @@ def by_keras(loss, z, dtype="float32"):
     return value.numpy(), tape.gradient(total, z).numpy()
 
 
+def values(run, z, *losses):
+    """The value of each of these losses."""
+    return [run(loss, z)[0] for loss in losses]
+
+
 def upstream(shape):
     """Another weight for each element, so that no gradient can take another's place."""
     size = math.prod(shape)
@@ -235,18 +240,22 @@ def kornia_binary_focal_loss():
         )
 
 
+def monai_softmax(gamma, y, **options):
+    """MONAI's loss of integer labels, of the logits alone."""
+    options = {"use_softmax": True, "to_onehot_y": True, **options}
+    return partial(load("monai.losses").FocalLoss(gamma=gamma, **options), target=y[:, None])
+
+
 @agrees("MONAI", "FocalLoss", "float32")
 def monai_focal_loss():
     torch, losses, monai = load("torch"), load("lmf_multi.torch"), load("monai.losses")
     y, t = torch.tensor(PIXEL_LABELS), torch.tensor(T)
     for gamma, alpha in product(GAMMAS, (0.25, None)):
         alpha_t = torch.ones(3) if alpha is None else torch.tensor([1 - alpha, alpha, alpha])
-        softmax = monai.FocalLoss(
-            gamma=gamma, alpha=alpha, weight=W, to_onehot_y=True, use_softmax=True, **NONE
-        )
+        softmax = monai_softmax(gamma, y, alpha=alpha, weight=W, **NONE)
 
         def theirs(z, softmax=softmax):
-            return softmax(z, y[:, None]).sum(1)
+            return softmax(z).sum(1)
 
         weight = alpha_t * torch.tensor(W)
         yield Pair(
@@ -359,13 +368,12 @@ def exact_focal(z, j, gamma):
     "one such example makes every weight of the model NaN",
 )
 def easy_example():
-    torch, losses, monai = load("torch"), load("lmf_multi.torch"), load("monai.losses")
+    torch, losses = load("torch"), load("lmf_multi.torch")
     z, y = [[20.0, 0.0, 0.0]], torch.tensor([0])
-    theirs = monai.FocalLoss(gamma=0.5, use_softmax=True, to_onehot_y=True, reduction="sum")
     return (
         exact_focal(z[0], 0, 0.5)[1][0],
         by_torch(partial(losses.focal_loss, target=y, gamma=0.5), z)[1][0, 0],
-        by_torch(partial(theirs, target=y[:, None]), z)[1][0, 0],
+        by_torch(monai_softmax(0.5, y, reduction="sum"), z)[1][0, 0],
     )
 
 
@@ -433,11 +441,9 @@ def focal_of_the_mean():
         ce = torch.nn.functional.cross_entropy(z, y)
         return (1 - torch.exp(-ce)) ** 2 * ce
 
-    return (
-        np.mean([exact_focal(row, 0, 2.0)[0] for row in z]),
-        by_torch(partial(losses.focal_loss, target=y, gamma=2.0), z)[0],
-        by_torch(theirs, z)[0],
-    )
+    ours = partial(losses.focal_loss, target=y, gamma=2.0)
+    exact = np.mean([exact_focal(row, 0, 2.0)[0] for row in z])
+    return exact, *values(by_torch, z, ours, theirs)
 
 
 @row(
@@ -449,12 +455,9 @@ def one_hot_mean():
     torch, losses = load("torch"), load("lmf_multi.torch")
     z, q, w = [[1.0, 0.0], [1.0, 0.0]], torch.eye(2), torch.tensor([1.0, 9.0])
     each = [exact_focal(z[j], j, 0.0)[0] for j in (0, 1)]
-    ours = partial(losses.ldam_loss, margins=[0.0, 0.0], class_weight=w, scale=1.0)
-    return (
-        (1 * each[0] + 9 * each[1]) / (1 + 9),
-        by_torch(partial(ours, target=q), z)[0],
-        by_torch(partial(torch.nn.functional.cross_entropy, target=q, weight=w), z)[0],
-    )
+    ours = partial(losses.ldam_loss, target=q, margins=[0.0, 0.0], class_weight=w, scale=1.0)
+    theirs = partial(torch.nn.functional.cross_entropy, target=q, weight=w)
+    return (1 * each[0] + 9 * each[1]) / (1 + 9), *values(by_torch, z, ours, theirs)
 
 
 @row(
@@ -463,14 +466,10 @@ def one_hot_mean():
     "divided by the number of classes too: no cross-entropy at γ = 0",
 )
 def mean_over_classes():
-    torch, losses, monai = load("torch"), load("lmf_multi.torch"), load("monai.losses")
+    torch, losses = load("torch"), load("lmf_multi.torch")
     z, y = [[2.0, 0.0, 0.0]], torch.tensor([1])
-    theirs = monai.FocalLoss(gamma=0.0, use_softmax=True, to_onehot_y=True)
-    return (
-        exact_focal(z[0], 1, 0.0)[0],
-        by_torch(partial(losses.focal_loss, target=y, gamma=0.0), z)[0],
-        by_torch(partial(theirs, target=y[:, None]), z)[0],
-    )
+    ours = partial(losses.focal_loss, target=y, gamma=0.0)
+    return exact_focal(z[0], 1, 0.0)[0], *values(by_torch, z, ours, monai_softmax(0.0, y))
 
 
 @row(
@@ -481,12 +480,9 @@ def mean_over_classes():
 def mean_over_ignored():
     torch, losses, kornia = load("torch"), load("lmf_multi.torch"), load("kornia.losses")
     z, y = [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]], torch.tensor([1, -100])
+    ours = partial(losses.focal_loss, target=y, gamma=0.0)
     theirs = partial(kornia.focal_loss, target=y, alpha=None, gamma=0.0, reduction="mean")
-    return (
-        exact_focal(z[0], 1, 0.0)[0],
-        by_torch(partial(losses.focal_loss, target=y, gamma=0.0), z)[0],
-        by_torch(theirs, z)[0],
-    )
+    return exact_focal(z[0], 1, 0.0)[0], *values(by_torch, z, ours, theirs)
 
 
 @row(
@@ -499,7 +495,7 @@ def all_ignored():
     z, y = [[2.0, 0.0]], torch.tensor([-100])
     ours = partial(losses.ldam_loss, target=y, margins=[0.0, 0.0], scale=1.0)
     theirs = partial(torch.nn.functional.cross_entropy, target=y)
-    return 0.0, by_torch(ours, z)[0], by_torch(theirs, z)[0]
+    return 0.0, *values(by_torch, z, ours, theirs)
 
 
 @row(

@@ -23,11 +23,6 @@ COUNTS, WEIGHTS = (625, 16, 1), np.array([0.5, 1.0, 3.0])
 
 
 @pytest.fixture
-def torch():
-    return load("torch")
-
-
-@pytest.fixture
 def cpu(torch):
     """The module, or a skip where no compiler was at hand when the package was installed."""
     need_kernel(_kernel.library(), "torch")

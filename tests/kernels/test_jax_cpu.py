@@ -14,7 +14,7 @@ import pytest
 
 from lmf_multi import _kernel
 from tests.adapters import Jax as JaxAdapter
-from tests.cases import Case, rounded
+from tests.cases import Case, masked_case, rounded
 from tests.engines import without_kernel
 from tests.frameworks import load, need_kernel
 from tests.hard import hard_examples
@@ -25,12 +25,7 @@ CALL = "@lmf_multi_one_class"  # in the text of a program
 
 
 @pytest.fixture(scope="module")
-def jax():
-    return load("jax")
-
-
-@pytest.fixture(scope="module")
-def losses():
+def losses(jax):
     return load("lmf_multi.jax")
 
 
@@ -68,17 +63,7 @@ def step(jax, loss):
 )
 def test_sizes(jax, losses, shape, axis, dtype):
     """Tiles, vectors and threads that are busy and not; a fifth of the examples masked."""
-    logits, labels = RNG.normal(0, 3, shape), RNG.integers(0, shape[-1], shape[:-1])
-    case = Case(
-        rounded(logits, dtype),
-        labels,
-        tuple(range(1, shape[-1] + 1)),
-        np.linspace(0.5, 2, shape[-1]),
-        where=RNG.random(labels.shape) > 0.2,
-        dtype=dtype,
-        axis=axis,
-        reduction="none",
-    )
+    case = masked_case(RNG, shape, dtype=dtype, axis=axis)
     case.check(JaxAdapter("jit")(case))
 
 

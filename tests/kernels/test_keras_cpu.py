@@ -12,7 +12,7 @@ import pytest
 
 from lmf_multi import _kernel, reference
 from tests.adapters import Keras as KerasAdapter
-from tests.cases import Case, rounded
+from tests.cases import masked_case
 from tests.engines import without_kernel
 from tests.frameworks import KERAS_BACKEND, load, need_kernel
 
@@ -22,11 +22,6 @@ if KERAS_BACKEND != "tensorflow":
 RNG = np.random.default_rng(0)
 COUNTS = (625, 16, 1)
 CPU = "lmf_multi.keras._tensorflow._cpu"
-
-
-@pytest.fixture(scope="module")
-def tf():
-    return load("tensorflow")
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +43,19 @@ def batch(tf, *shape, dtype="float32"):
     return tf.cast(z, dtype), tf.constant(y, tf.int32)
 
 
-def step(tf, loss, jit=True, **options):
-    """Value and gradient, compiled by XLA."""
-
+def value_and_grad(tf, loss):
     def run(z, y):
         with tf.GradientTape() as tape:
             tape.watch(z)
             value = loss(y, z)
         return value, tape.gradient(value, z)
 
-    return tf.function(run, jit_compile=jit, **options)
+    return run
+
+
+def step(tf, loss, jit=True, **options):
+    """Value and gradient, compiled by XLA."""
+    return tf.function(value_and_grad(tf, loss), jit_compile=jit, **options)
 
 
 def calls(function, *arguments):
@@ -80,17 +78,7 @@ def calls(function, *arguments):
 )
 def test_sizes(shape, axis, dtype):
     """Tiles, vectors and threads that are busy and not; a fifth of the examples masked."""
-    labels = RNG.integers(0, shape[-1], shape[:-1])
-    case = Case(
-        rounded(RNG.normal(0, 3, shape), dtype),
-        labels,
-        tuple(range(1, shape[-1] + 1)),
-        np.linspace(0.5, 2, shape[-1]),
-        where=RNG.random(labels.shape) > 0.2,
-        dtype=dtype,
-        axis=axis,
-        reduction="none",
-    )
+    case = masked_case(RNG, shape, dtype=dtype, axis=axis)
     case.check(KerasAdapter("xla")(case))
 
 
@@ -157,10 +145,7 @@ def test_second_derivatives(tf, losses):
     def product(z, y):
         with tf.GradientTape() as tape:
             tape.watch(z)
-            with tf.GradientTape() as inner:
-                inner.watch(z)
-                value = loss(y, z)
-            grad = inner.gradient(value, z)
+            value, grad = value_and_grad(tf, loss)(z, y)
             both = tf.reduce_sum(grad * tf.cast(direction, z.dtype)) + value**2
         return tape.gradient(both, z)
 

@@ -18,22 +18,21 @@ GRID = [
 ]
 
 
-def test_random_cases(backend):
-    @settings(max_examples=25 if backend.compiles else 150)
-    @given(cases(backend))
+def check_random(strategy, backend, examples):
+    @settings(max_examples=examples)
+    @given(strategy(backend))
     def check(case):
         case.check(backend(case))
 
     check()
+
+
+def test_random_cases(backend):
+    check_random(cases, backend, 25 if backend.compiles else 150)
 
 
 def test_random_sigmoid_cases(backend):
-    @settings(max_examples=20 if backend.compiles else 100)
-    @given(sigmoid_cases(backend))
-    def check(case):
-        case.check(backend(case))
-
-    check()
+    check_random(sigmoid_cases, backend, 20 if backend.compiles else 100)
 
 
 def test_distributions_that_rounding_has_changed(backend):

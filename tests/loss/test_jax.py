@@ -26,11 +26,6 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def jax():
-    return load("jax")
-
-
-@pytest.fixture(scope="module")
 def losses(jax):
     return load("lmf_multi.jax")
 

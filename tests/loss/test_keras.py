@@ -23,11 +23,6 @@ INPUTS = (RNG.normal(0, 0.5, (12, 4)) + np.eye(3, 4)[LABELS]).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def keras():
-    return load("keras")
-
-
-@pytest.fixture(scope="module")
 def losses(keras):
     return load("lmf_multi.keras")
 

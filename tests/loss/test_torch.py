@@ -30,11 +30,6 @@ FORMS = {
 
 
 @pytest.fixture(scope="module")
-def torch():
-    return load("torch")
-
-
-@pytest.fixture(scope="module")
 def losses(torch):
     return load("lmf_multi.torch")
 
