@@ -34,7 +34,7 @@ from examples.data.datasets import Split
 from examples.models import flax as models
 from examples.models.common import check_image_size
 from examples.training import ahead_of_time
-from examples.training.run import Run, check_shares, claim, load_data, one_sentence
+from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
@@ -59,14 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         dataset = load_data(settings, visible=rank == 0)
         check_shares(settings.batch_size, mesh.size, "devices")
-        run = Run(
-            settings,
-            dataset,
-            rank=rank,
-            world=world,
-            sync_every=1 if device.platform == "cpu" else SYNC_EVERY,
-            agree=any_process,
-        )
+        group = Processes(rank, world, agree=any_process)
+        sync_every = 1 if device.platform == "cpu" else SYNC_EVERY
+        run = Run(settings, dataset, group, sync_every)
 
     # model, loss, optimiser
     with one_sentence():

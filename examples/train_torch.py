@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import check_image_size
-from examples.training.run import Run, claim, load_data, one_sentence
+from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss
@@ -44,14 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not claim(settings):
             return 0
         dataset = load_data(settings, visible=rank == 0)
-        run = Run(
-            settings,
-            dataset,
-            rank=rank,
-            world=world,
-            sync_every=1 if device.type == "cpu" else SYNC_EVERY,
-            agree=partial(any_process, device=device),
-        )
+        group = Processes(rank, world, agree=partial(any_process, device=device))
+        run = Run(settings, dataset, group, sync_every=1 if device.type == "cpu" else SYNC_EVERY)
 
     # model, loss, optimiser
     torch.manual_seed(settings.seed)  # every process draws the same weights

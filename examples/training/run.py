@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from rich.console import Console
@@ -110,34 +110,42 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
+class Processes(NamedTuple):
+    """This process among those that train together.
+
+    rank, world: which one it is of how many; process 0 writes and shows.
+    agree: brings a flag into accord over all of them (True where any is).
+    """
+
+    rank: int = 0
+    world: int = 1
+    agree: Callable[[bool], bool] = bool
+
+
+ALONE = Processes()
+
+
 class Run:
     """The state of a training, shared by the three trainers.
 
     Args:
         settings, dataset: what is trained, on what.
-        rank, world: this process and how many there are; process 0 writes and shows.
+        group: on which of how many processes.
         sync_every: steps after which the losses are fetched from the device, checked and shown.
-        agree: brings a flag into accord over all processes (True where any is).
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        dataset: Dataset,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        sync_every: int = 1,
-        agree: Callable[[bool], bool] = lambda flag: flag,
+        self, settings: Settings, dataset: Dataset, group: Processes = ALONE, sync_every: int = 1
     ) -> None:
         examples, batch = len(dataset.train), settings.batch_size
         if batch > examples and not settings.aot:  # which trains on none
             raise ValueError(
                 f"batch_size must be at most the {examples} training images, got {batch}"
             )
-        check_shares(batch, world, "processes")
+        check_shares(batch, group.world, "processes")
         self.settings, self.dataset = settings, dataset
-        self.rank, self.world, self.sync_every, self.agree = rank, world, sync_every, agree
+        self.rank, self.world, self.agree = group
+        self.sync_every = sync_every
         self.epoch, self.step = 0, 0  # epochs done, and steps of the next one
         # of an epoch; what a shuffle leaves over sits it out
         self.steps = max(1, examples // batch)

@@ -11,27 +11,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
 ARCHS = ("small", "resnet50", "efficientnet_v2_s", "densenet121")
 # of red, green and blue on [0, 1]: ImageNet's, for which pretrained weights were made
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# The paper's values, which are the library's defaults.
+PUBLISHED = {field.name: field.default for field in fields(LMFSpec) if field.name != "class_counts"}
 # Each loss with the paper's values, which flags of the same name replace.
 LOSSES: dict[str, dict[str, Any]] = {
     "ce": {},
     "bwcce": {"class_weight": "complement"},
     "focal": {"gamma": 1.5, "max_margin": 0.5, "class_weight": "margin", "label_smoothing": 0.0},
     "ldam": {"max_margin": 0.5, "scale": 30.0, "class_weight": "margin", "label_smoothing": 0.0},
-    "lmf": {
-        "alpha": 1.5,
-        "beta": 1.0,
-        "gamma": 1.5,
-        "max_margin": 0.5,
-        "scale": 30.0,
-        "class_weight": "margin",
-        "label_smoothing": 0.0,
-    },
+    "lmf": PUBLISHED,
 }
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
 
