@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from lmf_multi._terms import Numbers, Vectors
+from lmf_multi._terms import Numbers, Vectors, numbers_of
 from lmf_multi.spec import (
     Counts,
     LMFSpec,
@@ -21,6 +21,8 @@ from lmf_multi.spec import (
     focal_weights,
     short,
 )
+
+_FOCAL = ("alpha", "beta", "gamma")  # what LDAM does not have
 
 
 class Parameters(NamedTuple):
@@ -37,14 +39,20 @@ def lmf_parameters(
     """Parameters of every ``LMFLoss``."""
     options: Any = {"max_margin": max_margin, "class_weight": class_weight}
     spec = LMFSpec(class_counts, **options, **numbers._asdict())
-    config = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    config |= {
+    class_weight = _plain(spec.class_weight)
+    config = {
         "class_counts": list(spec.class_counts),
-        "class_weight": _plain(spec.class_weight),
+        **_arguments_of(spec),
+        "class_weight": class_weight,
     }
     weights = None if spec.class_weight is None else spec.weights
-    numbers = Numbers(**{name: config[name] for name in Numbers._fields})
-    return Parameters(Vectors(spec.margins, weights), numbers, config)
+    return Parameters(Vectors(spec.margins, weights), numbers_of(spec), config)
+
+
+def _arguments_of(spec: LMFSpec, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The arguments beside the class counts of a loss that ``spec`` describes."""
+    names = [field.name for field in fields(spec)]
+    return {name: getattr(spec, name) for name in names if name not in ("class_counts", *without)}
 
 
 def ldam_parameters(
@@ -53,8 +61,7 @@ def ldam_parameters(
     """Parameters of every ``LDAMLoss``, with scale and label smoothing from ``numbers``."""
     numbers = numbers._replace(alpha=1.0, beta=0.0, gamma=0.0)
     parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
-    of_focal = ("alpha", "beta", "gamma")
-    config = {k: value for k, value in parameters.config.items() if k not in of_focal}
+    config = {k: value for k, value in parameters.config.items() if k not in _FOCAL}
     return parameters._replace(config=config)
 
 
@@ -170,17 +177,7 @@ class LMFConstructors(_Constructors):
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The loss that ``spec`` describes."""
-        return cls(
-            spec.class_counts,
-            alpha=spec.alpha,
-            beta=spec.beta,
-            gamma=spec.gamma,
-            max_margin=spec.max_margin,
-            scale=spec.scale,
-            class_weight=spec.class_weight,
-            label_smoothing=spec.label_smoothing,
-            **options,
-        )
+        return cls(spec.class_counts, **_arguments_of(spec), **options)
 
     @classmethod
     def from_legacy(
@@ -199,15 +196,8 @@ class LMFConstructors(_Constructors):
         Same hyper-parameters, right numbers: clones take p_t from the weighted cross-entropy and
         apply focal to the batch's mean; this loss does neither.
         """
-        return cls(
-            cls_num_list,
-            alpha=beta,
-            beta=alpha,
-            gamma=gamma,
-            max_margin=max_m,
-            scale=s,
-            class_weight=weight,
-            **options,
+        return cls.from_official(
+            cls_num_list, weight, alpha=beta, beta=alpha, gamma=gamma, max_m=max_m, s=s, **options
         )
 
     @classmethod
@@ -227,16 +217,8 @@ class LMFConstructors(_Constructors):
         The authors' ``LDAMLoss`` is handed margins under the name ``cls_num_list``; pass the class
         counts here, and ``max_m`` takes effect.
         """
-        return cls(
-            class_counts,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            max_margin=max_m,
-            scale=s,
-            class_weight=weight,
-            **options,
-        )
+        others = {"max_margin": max_m, "scale": s, "class_weight": weight}
+        return cls(class_counts, alpha=alpha, beta=beta, gamma=gamma, **others, **options)
 
 
 class LDAMConstructors(_Constructors):
@@ -247,14 +229,7 @@ class LDAMConstructors(_Constructors):
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The LDAM term of the loss that ``spec`` describes, without its factor alpha."""
-        return cls(
-            spec.class_counts,
-            max_margin=spec.max_margin,
-            scale=spec.scale,
-            class_weight=spec.class_weight,
-            label_smoothing=spec.label_smoothing,
-            **options,
-        )
+        return cls(spec.class_counts, **_arguments_of(spec, without=_FOCAL), **options)
 
     @classmethod
     def from_legacy(
@@ -295,14 +270,8 @@ class FocalConstructors(_Constructors):
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The focal term of the loss that ``spec`` describes, without its factor beta."""
-        return cls(
-            spec.class_counts if isinstance(spec.class_weight, str) else None,
-            gamma=spec.gamma,
-            max_margin=spec.max_margin,
-            class_weight=spec.class_weight,
-            label_smoothing=spec.label_smoothing,
-            **options,
-        )
+        counts = spec.class_counts if isinstance(spec.class_weight, str) else None
+        return cls(counts, **_arguments_of(spec, without=("alpha", "beta", "scale")), **options)
 
     @classmethod
     def from_legacy(cls, weight: Weights = None, gamma: float = 0.0, **options: Any) -> Self:

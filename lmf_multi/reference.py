@@ -27,11 +27,7 @@ from lmf_multi._constructors import (
     SigmoidConstructors,
     arguments,
     current,
-    focal_parameters,
-    ldam_parameters,
-    lmf_parameters,
     remember,
-    sigmoid_parameters,
 )
 from lmf_multi._heads import cosine_logits
 from lmf_multi._terms import Labels, Numbers, Options, Terms, Vectors, numbers_of
@@ -51,19 +47,9 @@ from lmf_multi.spec import (
     shapes_of,
 )
 
-__all__ = [
-    "FocalLoss",
-    "LDAMLoss",
-    "LMFLoss",
-    "SigmoidLMFLoss",
-    "cosine_logits",
-    "focal_loss",
-    "ldam_loss",
-    "lmf_loss",
-    "lmf_loss_and_grad",
-    "sigmoid_lmf_loss",
-    "sigmoid_lmf_loss_and_grad",
-]
+__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "SigmoidLMFLoss"]
+__all__ += ["focal_loss", "ldam_loss", "lmf_loss", "sigmoid_lmf_loss"]
+__all__ += ["cosine_logits", "lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"]
 
 
 def lmf_loss(
@@ -501,7 +487,7 @@ class LMFLoss(LMFConstructors, _Loss):
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -520,7 +506,7 @@ class LDAMLoss(LDAMConstructors, _Loss):
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -539,7 +525,7 @@ class FocalLoss(FocalConstructors, _Loss):
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)
 
 
@@ -579,5 +565,5 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
+        parameters = self._build(*counts, numbers, max_margin, class_weight)
         super().__init__(parameters, axis, reduction)

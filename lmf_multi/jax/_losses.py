@@ -15,10 +15,6 @@ from lmf_multi._constructors import (
     Parameters,
     SigmoidConstructors,
     arguments,
-    focal_parameters,
-    ldam_parameters,
-    lmf_parameters,
-    sigmoid_parameters,
 )
 from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.jax._functional import (
@@ -27,13 +23,7 @@ from lmf_multi.jax._functional import (
     total_sigmoid_weight_and_examples,
     total_weight_and_examples,
 )
-from lmf_multi.spec import (
-    Counts,
-    Reduction,
-    Weights,
-    check_reduction,
-    short,
-)
+from lmf_multi.spec import Counts, Reduction, Weights, check_reduction, short
 
 _LEAVES = (*Vectors._fields, *Numbers._fields)
 _STATIC = ("axis", "reduction", "axis_name")
@@ -82,15 +72,13 @@ class _Loss:
             )
         static = {"axis": axis, "reduction": reduction, "axis_name": axis_name}
         leaves = parameters.vectors._asdict() | parameters.numbers._asdict()
-        for name, value in (leaves | static).items():
-            object.__setattr__(self, name, value)
+        vars(self).update(leaves | static)  # past the frozen __setattr__
 
     @classmethod
     def _of(cls, attributes: dict[str, Any]) -> Self:
         """A loss with these attributes, which inside JAX may be anything and are not checked."""
         loss = object.__new__(cls)
-        for name, value in attributes.items():
-            object.__setattr__(loss, name, value)
+        vars(loss).update(attributes)
         return loss
 
     def replace(self, **changes: Any) -> Self:
@@ -227,7 +215,7 @@ class LMFLoss(LMFConstructors, _Loss):
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -252,7 +240,7 @@ class LDAMLoss(LDAMConstructors, _Loss):
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -277,7 +265,7 @@ class FocalLoss(FocalConstructors, _Loss):
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -320,5 +308,5 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
+        parameters = self._build(*counts, numbers, max_margin, class_weight)
         self._set(parameters, axis, reduction, axis_name)
