@@ -14,24 +14,11 @@ if TYPE_CHECKING:
 
 require("jax")
 
-from lmf_multi.jax._functional import (  # noqa: E402
-    focal_loss,
-    ldam_loss,
-    lmf_loss,
-    sigmoid_lmf_loss,
-)
+from lmf_multi.jax._functional import focal_loss, ldam_loss, lmf_loss, sigmoid_lmf_loss  # noqa: E402
 from lmf_multi.jax._losses import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
 
-__all__ = [
-    "FocalLoss",
-    "LDAMLoss",
-    "LMFLoss",
-    "SigmoidLMFLoss",
-    "focal_loss",
-    "ldam_loss",
-    "lmf_loss",
-    "sigmoid_lmf_loss",
-]
+__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "SigmoidLMFLoss"]
+__all__ += ["focal_loss", "ldam_loss", "lmf_loss", "sigmoid_lmf_loss"]
 
 # so that ``import *`` and dir() offer only what is there
 if find_spec("flax") is not None:

@@ -9,12 +9,7 @@ from lmf_multi._extras import require
 require("keras")
 
 from lmf_multi.keras._callbacks import DeferredReweighting  # noqa: E402
-from lmf_multi.keras._functional import (  # noqa: E402
-    focal_loss,
-    ldam_loss,
-    lmf_loss,
-    sigmoid_lmf_loss,
-)
+from lmf_multi.keras._functional import focal_loss, ldam_loss, lmf_loss, sigmoid_lmf_loss  # noqa: E402
 from lmf_multi.keras._heads import CosineLinear  # noqa: E402
 from lmf_multi.keras._losses import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
 
@@ -25,8 +20,5 @@ __all__ = [
     "LDAMLoss",
     "LMFLoss",
     "SigmoidLMFLoss",
-    "focal_loss",
-    "ldam_loss",
-    "lmf_loss",
-    "sigmoid_lmf_loss",
 ]
+__all__ += ["focal_loss", "ldam_loss", "lmf_loss", "sigmoid_lmf_loss"]

@@ -8,23 +8,10 @@ from lmf_multi._extras import require
 
 require("torch")
 
-from lmf_multi.torch._functional import (  # noqa: E402
-    focal_loss,
-    ldam_loss,
-    lmf_loss,
-    sigmoid_lmf_loss,
-)
+from lmf_multi.torch._functional import focal_loss, ldam_loss, lmf_loss, sigmoid_lmf_loss  # noqa: E402
 from lmf_multi.torch._heads import CosineLinear  # noqa: E402
 from lmf_multi.torch._modules import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
 
-__all__ = [
-    "CosineLinear",
-    "FocalLoss",
-    "LDAMLoss",
-    "LMFLoss",
-    "SigmoidLMFLoss",
-    "focal_loss",
-    "ldam_loss",
-    "lmf_loss",
-    "sigmoid_lmf_loss",
-]
+__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "SigmoidLMFLoss"]
+__all__ += ["focal_loss", "ldam_loss", "lmf_loss", "sigmoid_lmf_loss"]
+__all__ += ["CosineLinear"]
