@@ -1,10 +1,8 @@
 """Deferred re-weighting: no class weights at first, effective-number weights later."""
 
-from typing import Any
-
 import numpy as np
 
-from lmf_multi.spec import Counts, Floats, as_counts, class_weights
+from lmf_multi.spec import Counts, Floats, as_counts, check_whole, class_weights
 
 
 def deferred_weights(
@@ -35,14 +33,6 @@ def deferred_weights(
     >>> deferred_weights([900, 100], epoch=160, start=160).round(2)
     array([0.21, 1.79])
     """
-    _check_epochs(epoch=epoch, start=start)
+    check_whole(0, "; epochs count from 0", epoch=epoch, start=start)
     weights = class_weights(class_counts, "effective", effective_beta=effective_beta)
     return np.ones(len(as_counts(class_counts))) if epoch < start else weights
-
-
-def _check_epochs(**epochs: Any) -> None:
-    for name, value in epochs.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}; epochs count from 0")

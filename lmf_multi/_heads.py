@@ -55,15 +55,6 @@ def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return unit
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Refuse a number of features or classes that is not a positive whole number."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
-            raise TypeError(f"{name} must be a whole number, got {size!r}")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
 def check_features(shape: tuple[int | None, ...], dtype: Any, in_features: int) -> None:
     """Refuse features of another size or kind; shapes cost nothing under a compiler."""
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")

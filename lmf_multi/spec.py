@@ -288,12 +288,25 @@ def check_ignored(name: str, value: Any, or_none: bool = False) -> Any:
     """Refuse what is no label to ignore; a label of NumPy's becomes Python's."""
     if value is None and or_none:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not _is_whole(value):
         none = "None" if or_none else "a label that does not occur, as -100,"
         raise TypeError(
             f"{name} must be a whole number, got {value!r}; pass {none} to ignore no label"
         )
     return int(value) if isinstance(value, np.integer) else value
+
+
+def check_whole(smallest: int, remedy: str = "", **numbers: Any) -> None:
+    """Refuse a size, say, that is no whole number, or smaller."""
+    for name, value in numbers.items():
+        if not _is_whole(value):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if value < smallest:
+            raise ValueError(f"{name} must be at least {smallest}, got {value}{remedy}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_vectors(look: bool = True, **vectors: Any) -> None:
@@ -390,7 +403,7 @@ def check_inputs(
     return distribution
 
 
-def described(array: Any) -> tuple[Shape, Any] | None:
+def described(array: Any) -> Any:
     """Shape and dtype of an array of any framework, as the checks take them; None of None."""
     return None if array is None else (tuple(array.shape), array.dtype)
 
@@ -628,7 +641,7 @@ def _whole(n: NDArray[Any], name: str, what: str, remedy: str) -> tuple[int, ...
 
 def _mapped_counts(counts: Mapping[Any, Any]) -> list[Any]:
     for key in counts:
-        if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        if not _is_whole(key):
             raise TypeError(
                 f"class_counts must be keyed by the integer labels, got key {key!r}; "
                 "pass a list in label order"

@@ -7,7 +7,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from lmf_multi._heads import check_features, check_sizes
+from lmf_multi._heads import check_features
+from lmf_multi.spec import check_whole
 
 
 class CosineLinear(nnx.Module):
@@ -45,7 +46,7 @@ class CosineLinear(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
     ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
+        check_whole(1, in_features=in_features, out_features=out_features)
         draw = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(draw(rngs.params(), (in_features, out_features), param_dtype))
         self.in_features, self.out_features = in_features, out_features

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from lmf_multi._heads import check_features, check_sizes
+from lmf_multi._heads import check_features
+from lmf_multi.spec import check_whole
 
 # smallest normal numbers, as constants for torch.compile
 _TINY = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
@@ -42,7 +43,7 @@ class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries n
     def __init__(
         self, units: int, *, kernel_initializer: Any = "lecun_normal", **options: Any
     ) -> None:
-        check_sizes(units=units)
+        check_whole(1, units=units)
         # Keras would round features and kernel to the compute dtype before their lengths are taken
         super().__init__(autocast=False, **options)
         self.units = int(units)
@@ -57,7 +58,7 @@ class CosineLinear(keras.layers.Layer):  # type: ignore[misc]  # Keras carries n
                 f"features must have a known last axis, got shape {tuple(input_shape)}; "
                 "give keras.Input its size"
             )
-        check_sizes(in_features=in_features)
+        check_whole(1, in_features=in_features)
         self.in_features = in_features
         self.kernel = self.add_weight(
             name="kernel", shape=(in_features, self.units), initializer=self.kernel_initializer

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmf_multi._heads import check_features, check_sizes
+from lmf_multi._heads import check_features
+from lmf_multi.spec import check_whole
 
 
 class CosineLinear(nn.Module):
@@ -42,7 +43,7 @@ class CosineLinear(nn.Module):
         self, in_features: int, out_features: int, *, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__()
-        check_sizes(in_features=in_features, out_features=out_features)
+        check_whole(1, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(
             torch.empty((out_features, in_features), device=device, dtype=dtype)
