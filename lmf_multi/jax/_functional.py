@@ -168,13 +168,8 @@ def compute_loss(
     z = jnp.asarray(logits)
     dtype = jnp.float64 if z.dtype == jnp.float64 else jnp.float32
     y, vectors, options = _given(labels, vectors, options, dtype)
-    soft = check_inputs(
-        (z.shape, z.dtype),
-        (y.shape, y.dtype),
-        options.axis,
-        shapes_of(*vectors),
-        described(options.where),
-    )
+    where, shapes = described(options.where), shapes_of(*vectors)
+    soft = check_inputs(described(z), described(y), options.axis, shapes, where)
     numbers, axis = _checked(numbers, dtype), options.axis % z.ndim
     if soft:
         given, presence = soft_targets(y, axis, options, dtype)
@@ -197,13 +192,8 @@ def compute_sigmoid_loss(
     x = jnp.asarray(logits)
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     t, vectors, options = _given(labels, vectors, options, dtype)
-    soft = check_sigmoid_inputs(
-        (x.shape, x.dtype),
-        (t.shape, t.dtype),
-        options.axis,
-        shapes_of(*vectors),
-        described(options.where),
-    )
+    where, shapes = described(options.where), shapes_of(*vectors)
+    soft = check_sigmoid_inputs(described(x), described(t), options.axis, shapes, where)
     numbers = _checked(numbers, dtype)
     vectors = Vectors(*(None if v is None else by_label(v, x.ndim, options.axis) for v in vectors))
     given, presence = sigmoid_targets(t, options, dtype)

@@ -36,12 +36,7 @@ class DeferredReweighting(keras.callbacks.Callback):  # type: ignore[misc]  # Ke
     """
 
     def __init__(
-        self,
-        class_counts: Counts,
-        start: int,
-        *,
-        loss: Any = None,
-        effective_beta: float = 0.9999,
+        self, class_counts: Counts, start: int, *, loss: Any = None, effective_beta: float = 0.9999
     ) -> None:
         super().__init__()
         deferred_weights(class_counts, 0, start, effective_beta=effective_beta)  # the checks

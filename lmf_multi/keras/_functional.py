@@ -44,8 +44,14 @@ def as_tensor(name: str, values: Any, dtype: Any = None) -> Any:
     return tensor
 
 
-def _options(axis: int, where: Any) -> Options:
-    return Options(axis, None if where is None else as_tensor("where", where))
+def _given(
+    logits: Any, labels: Any, vectors: Vectors, options: Options
+) -> tuple[Any, Any, Options]:
+    """Logits, labels and mask as tensors of the backend."""
+    check_given(**vectors._asdict())
+    z, y = as_tensor("logits", logits), as_tensor("labels", labels)
+    mask = None if options.where is None else as_tensor("where", options.where)
+    return z, y, options._replace(where=mask)
 
 
 def lmf_loss(
@@ -91,14 +97,10 @@ def lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
-    check_given(margins=margins, class_weight=class_weight)
-    return compute_loss(
-        as_tensor("logits", logits),
-        as_tensor("labels", labels),
-        Vectors(margins, class_weight),
-        Numbers(alpha, beta, gamma, scale, label_smoothing),
-        _options(axis, where),
-    )
+    vectors = Vectors(margins, class_weight)
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    z, y, options = _given(logits, labels, vectors, Options(axis, where))
+    return compute_loss(z, y, vectors, numbers, options)
 
 
 def ldam_loss(
@@ -118,14 +120,10 @@ def ldam_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.6931], dtype=float32)
     """
-    check_given(margins=margins, class_weight=class_weight)
-    return compute_loss(
-        as_tensor("logits", logits),
-        as_tensor("labels", labels),
-        Vectors(margins, class_weight),
-        Numbers(1.0, 0.0, 0.0, scale, label_smoothing),
-        _options(axis, where),
-    )
+    vectors = Vectors(margins, class_weight)
+    numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
+    z, y, options = _given(logits, labels, vectors, Options(axis, where))
+    return compute_loss(z, y, vectors, numbers, options)
 
 
 def focal_loss(
@@ -143,14 +141,10 @@ def focal_loss(
     >>> ops.convert_to_numpy(focal_loss(ops.zeros((1, 2)), ops.array([0]), gamma=2.0)).round(4)
     array([0.1733], dtype=float32)
     """
-    check_given(class_weight=class_weight)
-    return compute_loss(
-        as_tensor("logits", logits),
-        as_tensor("labels", labels),
-        Vectors(None, class_weight),
-        Numbers(0.0, 1.0, gamma, 1.0, label_smoothing),
-        _options(axis, where),
-    )
+    vectors = Vectors(None, class_weight)
+    numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
+    z, y, options = _given(logits, labels, vectors, Options(axis, where))
+    return compute_loss(z, y, vectors, numbers, options)
 
 
 def sigmoid_lmf_loss(
@@ -184,11 +178,7 @@ def sigmoid_lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
-    check_given(margins=margins, class_weight=class_weight)
-    return compute_sigmoid_loss(
-        as_tensor("logits", logits),
-        as_tensor("labels", labels),
-        Vectors(margins, class_weight),
-        Numbers(alpha, beta, gamma, scale, label_smoothing),
-        _options(axis, where),
-    )
+    vectors = Vectors(margins, class_weight)
+    numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
+    z, y, options = _given(logits, labels, vectors, Options(axis, where))
+    return compute_sigmoid_loss(z, y, vectors, numbers, options)

@@ -17,11 +17,7 @@ from lmf_multi._constructors import (
     SigmoidConstructors,
     arguments,
     current,
-    focal_parameters,
-    ldam_parameters,
-    lmf_parameters,
     remember,
-    sigmoid_parameters,
 )
 from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.keras._functional import (
@@ -33,13 +29,7 @@ from lmf_multi.keras._functional import (
     sparse_or_soft,
     squeeze,
 )
-from lmf_multi.spec import (
-    Counts,
-    Reduction,
-    Weights,
-    check_ignored,
-    check_reduction,
-)
+from lmf_multi.spec import Counts, Reduction, Weights, check_ignored, check_reduction
 
 # Keras' names, of which these are the other frameworks' "mean"; "batch_mean" is theirs.
 _MEANS = ("sum_over_batch_size", "mean")
@@ -128,14 +118,14 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         return ops.where(mask, each, ops.zeros_like(each)), mask
 
     def _logits(self, y_pred: Any) -> Any:
-        if self.from_logits:
-            return as_tensor("predictions", y_pred, self.dtype)
         # Keras' softmax leaves its input on its output where the backend's tensors allow it: exact
         # also where a probability has underflowed
-        logits = getattr(y_pred, "_keras_logits", None)
+        logits = y_pred if self.from_logits else getattr(y_pred, "_keras_logits", None)
         if logits is not None:
             return as_tensor("predictions", logits, self.dtype)
-        p = as_tensor("predictions", y_pred, self.dtype)
+        return self._logits_of(as_tensor("predictions", y_pred, self.dtype))
+
+    def _logits_of(self, p: Any) -> Any:
         # where keeps 1 / 0 out of the gradient
         log_p = ops.log(ops.where(p == 0, ops.ones_like(p), p))
         return log_p - _infinite(p == 0, p.dtype)
@@ -294,7 +284,7 @@ class LMFLoss(LMFConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -319,7 +309,7 @@ class LDAMLoss(LDAMConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -344,7 +334,7 @@ class FocalLoss(FocalConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -392,14 +382,11 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
+        parameters = self._build(*counts, numbers, max_margin, class_weight)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
-    def _logits(self, y_pred: Any) -> Any:
-        if self.from_logits or getattr(y_pred, "_keras_logits", None) is not None:
-            return super()._logits(y_pred)
-        p = as_tensor("predictions", y_pred, self.dtype)
+    def _logits_of(self, p: Any) -> Any:
         # where keeps 1 / 0 out of the gradient
         inner = ops.where((p == 0) | (p == 1), ops.full_like(p, 0.5), p)
         log_odds = ops.log(inner) - ops.log1p(-inner)

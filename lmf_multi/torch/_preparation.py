@@ -7,13 +7,7 @@ from torch import Tensor
 
 from lmf_multi._terms import Labels, Numbers, Options, Terms
 from lmf_multi.spec import PROBABILITY_SLACK, check_label_range, check_probability_range
-from lmf_multi.torch._closed_form import (
-    by_class,
-    is_class,
-    value_and_grad,
-    weights,
-    wide_dtype,
-)
+from lmf_multi.torch._closed_form import by_class, is_class, value_and_grad, weights, wide_dtype
 from lmf_multi.torch._tensors import as_long, bounds, readable, total
 
 

@@ -4,6 +4,8 @@ Eager, ``tf.function`` and XLA; sizes may be unknown while a graph is traced. La
 get no gradient.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from lmf_multi._terms import Numbers, Options, Terms, Vectors
@@ -34,20 +36,9 @@ def compute_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each example contributes to the reduced loss (N,); the reduction is their sum."""
-    check_parameters(**numbers._asdict())
-    α, β, γ, s, ε = numbers
-    z, axis, where = logits, options.axis, options.where
-    dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
-    Δ, w = constants(vectors, dtype)
-    soft = check_inputs(
-        (tuple(z.shape), z.dtype),
-        (tuple(labels.shape), labels.dtype),
-        axis,
-        shapes_of(Δ, w),
-        described(where),
-    )
-
-    axis = axis % len(z.shape)
+    (Δ, w), dtype, soft = _checked(check_inputs, (logits, labels), vectors, numbers, options)
+    (α, β, γ, s, ε), z, where = numbers, logits, options.where
+    axis = options.axis % len(z.shape)
     z = of_classes(z, axis, [v.shape[0] for v in (Δ, w) if v is not None])
     y = agreeing("labels", labels, z, None if soft else axis)
     where = None if where is None else agreeing("where", where, z, axis)
@@ -75,19 +66,9 @@ def compute_sigmoid_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each element contributes to the reduced loss (N,), as ``compute_loss``."""
-    check_parameters(**numbers._asdict())
-    α, β, γ, s, ε = numbers
-    x, axis, where = logits, options.axis, options.where
-    dtype = tf.float64 if x.dtype == tf.float64 else tf.float32
-    Δ, w = constants(vectors, dtype)
-    soft = check_sigmoid_inputs(
-        (tuple(x.shape), x.dtype),
-        (tuple(labels.shape), labels.dtype),
-        axis,
-        shapes_of(Δ, w),
-        described(where),
-    )
-
+    arrays = (logits, labels)
+    (Δ, w), dtype, soft = _checked(check_sigmoid_inputs, arrays, vectors, numbers, options)
+    (α, β, γ, s, ε), x, axis, where = numbers, logits, options.axis, options.where
     x = of_classes(x, axis, [v.shape[0] for v in (Δ, w) if v is not None and len(v.shape) == 2])
     t = agreeing("labels", labels, x)
     where = None if where is None else agreeing("where", where, x)
@@ -103,6 +84,19 @@ def compute_sigmoid_loss(
         labels = smoothed(labels, ε, 2, 0, dtype)
     x = x if where is None else tf.where(where, x, 0.0)
     return mixture(x, labels, Terms(Δ, w, a, b, γ, s), None)
+
+
+def _checked(
+    check: Any, arrays: tuple[tf.Tensor, ...], vectors: Vectors, numbers: Numbers, options: Options
+) -> tuple[Vectors, tf.DType, bool]:
+    """Margins and weights as constants, their dtype, and whether labels are distributions."""
+    check_parameters(**numbers._asdict())
+    z, y = arrays
+    dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
+    Δ, w = constants(vectors, dtype)
+    where = described(options.where)
+    soft = check(described(z), described(y), options.axis, shapes_of(Δ, w), where)
+    return Vectors(Δ, w), dtype, soft
 
 
 def squeeze(x: tf.Tensor, axis: int) -> tf.Tensor:
