@@ -39,12 +39,8 @@ def lmf_parameters(
     """Parameters of every ``LMFLoss``."""
     options: Any = {"max_margin": max_margin, "class_weight": class_weight}
     spec = LMFSpec(class_counts, **options, **numbers._asdict())
-    class_weight = _plain(spec.class_weight)
-    config = {
-        "class_counts": list(spec.class_counts),
-        **_arguments_of(spec),
-        "class_weight": class_weight,
-    }
+    config = {"class_counts": list(spec.class_counts), **_arguments_of(spec)}
+    config["class_weight"] = _plain(spec.class_weight)
     weights = None if spec.class_weight is None else spec.weights
     return Parameters(Vectors(spec.margins, weights), numbers_of(spec), config)
 

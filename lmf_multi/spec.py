@@ -107,9 +107,8 @@ class LMFSpec:
     @cached_property
     def weights(self) -> Floats:
         """float64 (C,), all ones for ``class_weight=None``; read-only."""
-        return _frozen(
-            class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
-        )
+        w = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
+        return _frozen(w)
 
 
 def class_margins(class_counts: Counts, max_margin: float = 0.5) -> Floats:
