@@ -15,11 +15,7 @@ from lmf_multi._constructors import (
     SigmoidConstructors,
     arguments,
     current,
-    focal_parameters,
-    ldam_parameters,
-    lmf_parameters,
     remember,
-    sigmoid_parameters,
 )
 from lmf_multi._terms import Numbers, Options, Vectors, numbers_of
 from lmf_multi.spec import (
@@ -247,7 +243,7 @@ class LMFLoss(LMFConstructors, _Loss):
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -271,7 +267,7 @@ class LDAMLoss(LDAMConstructors, _Loss):
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = ldam_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -295,7 +291,7 @@ class FocalLoss(FocalConstructors, _Loss):
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = focal_parameters(class_counts, numbers, max_margin, class_weight)
+        parameters = self._build(class_counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -336,7 +332,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = sigmoid_parameters(*counts, numbers, max_margin, class_weight)
+        parameters = self._build(*counts, numbers, max_margin, class_weight)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
     def forward(

@@ -4,8 +4,6 @@ Eager, ``tf.function`` and XLA; sizes may be unknown while a graph is traced. La
 get no gradient.
 """
 
-from typing import Any
-
 import tensorflow as tf
 
 from lmf_multi._terms import Numbers, Options, Terms, Vectors
@@ -36,7 +34,7 @@ def compute_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each example contributes to the reduced loss (N,); the reduction is their sum."""
-    (Δ, w), dtype, soft = _checked(check_inputs, (logits, labels), vectors, numbers, options)
+    (Δ, w), dtype, soft = _checked((logits, labels), vectors, numbers, options, False)
     (α, β, γ, s, ε), z, where = numbers, logits, options.where
     axis = options.axis % len(z.shape)
     z = of_classes(z, axis, [v.shape[0] for v in (Δ, w) if v is not None])
@@ -66,8 +64,7 @@ def compute_sigmoid_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each element contributes to the reduced loss (N,), as ``compute_loss``."""
-    arrays = (logits, labels)
-    (Δ, w), dtype, soft = _checked(check_sigmoid_inputs, arrays, vectors, numbers, options)
+    (Δ, w), dtype, soft = _checked((logits, labels), vectors, numbers, options, True)
     (α, β, γ, s, ε), x, axis, where = numbers, logits, options.axis, options.where
     x = of_classes(x, axis, [v.shape[0] for v in (Δ, w) if v is not None and len(v.shape) == 2])
     t = agreeing("labels", labels, x)
@@ -87,14 +84,18 @@ def compute_sigmoid_loss(
 
 
 def _checked(
-    check: Any, arrays: tuple[tf.Tensor, ...], vectors: Vectors, numbers: Numbers, options: Options
+    arrays: tuple[tf.Tensor, tf.Tensor],
+    vectors: Vectors,
+    numbers: Numbers,
+    options: Options,
+    is_sigmoid: bool,
 ) -> tuple[Vectors, tf.DType, bool]:
     """Margins and weights as constants, their dtype, and whether labels are distributions."""
     check_parameters(**numbers._asdict())
     z, y = arrays
     dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
     Δ, w = constants(vectors, dtype)
-    where = described(options.where)
+    check, where = check_sigmoid_inputs if is_sigmoid else check_inputs, described(options.where)
     soft = check(described(z), described(y), options.axis, shapes_of(Δ, w), where)
     return Vectors(Δ, w), dtype, soft
 
