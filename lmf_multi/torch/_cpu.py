@@ -7,7 +7,7 @@ calls it.
 
 import ctypes
 import math
-from typing import Any, Optional, cast
+from typing import Any, List, Optional, cast  # noqa: UP035  # as older PyTorch reads them
 
 import torch
 from torch import Tensor
@@ -148,10 +148,7 @@ def operator(
     class_weight: Optional[Tensor],  # noqa: UP045
     total_weight: Optional[Tensor],  # noqa: UP045
     total_examples: Optional[Tensor],  # noqa: UP045
-    alpha: float,
-    beta: float,
-    gamma: float,
-    scale: float,
+    numbers: List[float],  # noqa: UP006
     axis: int,
     ignore_index: int,
     reduction: str,
@@ -161,7 +158,7 @@ def operator(
     check_memory("input", z)
     check_memory("target", y)
     tensors = (y, margins, class_weight, total_weight, total_examples)
-    batch = _batch(tensors, (alpha, beta, gamma, scale, axis, ignore_index, reduction))
+    batch = _batch(tensors, (numbers, axis, ignore_index, reduction))
     known = _call(z, batch, with_grad) if _is_in_reach(z, y, axis) else None
     if known is None:
         losses, of_z = value_and_grad(*prepare(z, batch), axis)
@@ -173,7 +170,7 @@ def operator(
 
 def _batch(tensors: Any, settings: Any) -> Batch:
     """What the operator's arguments say."""
-    (y, Δ, w, *totals), (*numbers, axis, ignore_index, reduction) = tensors, settings
+    (y, Δ, w, *totals), (numbers, axis, ignore_index, reduction) = tensors, settings
     options = Options(axis, None, ignore_index, reduction=reduction)
     if totals[0] is not None:
         options = options._replace(totals=tuple(totals))
@@ -182,7 +179,7 @@ def _batch(tensors: Any, settings: Any) -> Batch:
 
 def _flat(z: Tensor, batch: Batch) -> dict[str, Any]:
     """The operator's arguments, by name."""
-    (α, β, γ, s, _), options = batch.numbers, batch.options
+    options = batch.options
     total_weight, total_examples = options.totals or (None, None)
     return {
         "z": z,
@@ -191,10 +188,7 @@ def _flat(z: Tensor, batch: Batch) -> dict[str, Any]:
         "class_weight": batch.w,
         "total_weight": total_weight,
         "total_examples": total_examples,
-        "alpha": α,
-        "beta": β,
-        "gamma": γ,
-        "scale": s,
+        "numbers": [*batch.numbers],
         "axis": options.axis,
         "ignore_index": options.ignore_index,
         "reduction": options.reduction,
@@ -216,12 +210,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 14
+        return (None,) * 11
     z, *tensors, grad = ctx.saved_tensors
     batch = _batch(tensors, ctx.settings)
     if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
         grad = gradient(z, batch)
-    return (along_classes(upstream, batch.axis) * grad).to(z.dtype), *[None] * 13
+    return (along_classes(upstream, batch.axis) * grad).to(z.dtype), *[None] * 10
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)

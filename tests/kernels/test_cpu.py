@@ -436,7 +436,7 @@ def test_compiled_without_gradient(torch, operator, cpu):
     with torch.no_grad():
         assert torch.equal(compiled(torch, loss)(z, y), loss(z, y))
     assert len(operator) == 2
-    arguments = (z, y, None, None, None, None, 0.0, 1.0, 1.5, 1.0, 1, -100, "mean")
+    arguments = (z, y, None, None, None, None, [0.0, 1.0, 1.5, 1.0], 1, -100, "mean")
     assert cpu.operator(*arguments, True)[1].shape == z.shape
     assert cpu.operator(*arguments, False)[1].shape == (0,)
 
@@ -483,14 +483,14 @@ def test_compiled_operator_keeps_pytorchs_rules(torch, cpu):
     """Schema, shapes and strides without numbers, autograd, dynamic shapes."""
     z, y, loss = batch(torch, 5, 3, 4)
     vectors, totals = [loss.margins.float(), loss.class_weight.float()], [torch.tensor(2.0)] * 2
-    numbers = (1.5, 1.0, 1.5, 30.0, 1, -100)
+    numbers, focal, others = [1.5, 1.0, 1.5, 30.0], [0.0, 1.0, 1.5, 30.0], (1, -100)
     strided = torch.randn(5, 4, 3).movedim(-1, 1)
     halved = strided.bfloat16().requires_grad_()
     for arguments in (
-        (z, y, *vectors, None, None, *numbers, "mean", True),
-        (z.detach(), y, *vectors, *totals, *numbers, "batch_mean", False),
-        (strided.requires_grad_(), y.int(), *[None] * 4, 0.0, *numbers[1:], "none", True),
-        (halved, y, *vectors, None, None, *numbers, "none", True),
+        (z, y, *vectors, None, None, numbers, *others, "mean", True),
+        (z.detach(), y, *vectors, *totals, numbers, *others, "batch_mean", False),
+        (strided.requires_grad_(), y.int(), *[None] * 4, focal, *others, "none", True),
+        (halved, y, *vectors, None, None, numbers, *others, "none", True),
     ):
         torch.library.opcheck(cpu.operator, arguments)
 
