@@ -36,6 +36,10 @@ class Numbers(NamedTuple):
     scale: Any = 30.0
     label_smoothing: Any = 0.0
 
+    def by_name(self) -> dict[str, Any]:
+        """``_asdict()``, which PyTorch's compiler could not trace before 2.5."""
+        return dict(zip(Numbers._fields, self, strict=True))
+
 
 class Vectors(NamedTuple):
     """What is constant for each class: (C,), or in the sigmoid form (2,) or (L, 2); or None."""
@@ -61,6 +65,10 @@ class Options(NamedTuple):
     mask_name: str = "where"
     reduction: Reduction = "none"
     totals: Any = None
+
+    def but(self, **changes: Any) -> "Options":
+        """``_replace()``, which PyTorch's compiler could not trace before 2.5."""
+        return Options(**{**dict(zip(Options._fields, self, strict=True)), **changes})
 
 
 class Labels(NamedTuple):

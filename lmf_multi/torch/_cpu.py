@@ -173,8 +173,8 @@ def _batch(tensors: Any, settings: Any) -> Batch:
     (y, Δ, w, *totals), (numbers, axis, ignore_index, reduction) = tensors, settings
     options = Options(axis, None, ignore_index, reduction=reduction)
     if totals[0] is not None:
-        options = options._replace(totals=tuple(totals))
-    return Batch(y, Δ, w, Numbers(*numbers), options, is_soft=False, look=False)
+        options = options.but(totals=tuple(totals))
+    return Batch(y, Δ, w, Numbers(*numbers), options, is_soft=False, axis=axis, look=False)
 
 
 def _flat(z: Tensor, batch: Batch) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def softmax_loss(
     check_reduction(options.reduction)
     ignored = check_ignored("ignore_index", options.ignore_index)
     name = f"ignore_index={ignored}"
-    options = options._replace(axis=min(1, input.dim() - 1), ignore_index=ignored, mask_name=name)
+    options = options.but(axis=min(1, input.dim() - 1), ignore_index=ignored, mask_name=name)
     sharded = check_shards(input, target=target)
     batch = checked(input, target, vectors, numbers, options, _SOFTMAX)
     if batch.is_soft:
@@ -192,9 +192,9 @@ def sigmoid_loss(
     check_reduction(options.reduction)
     axis = min(1, max(input.dim() - 1, 0))
     if check_shards(input, target=target, where=options.where):
-        options = options._replace(axis=axis)
+        options = options.but(axis=axis)
         return loss_of_shards(input, checked(input, target, vectors, numbers, options, _SIGMOID))
-    options = _annotated(target, options)._replace(axis=axis)
+    options = _annotated(target, options).but(axis=axis)
     return reduced(input, checked(input, target, vectors, numbers, options, _SIGMOID))
 
 
@@ -219,12 +219,12 @@ def loss_of_shards(z: Any, batch: Batch) -> Tensor:
     )
     shards = Shards.of(z, options.axis if needs_axis else None)
     y, where = shards.local(y), None if where is None else shards.local(where)
-    options = options._replace(where=where)
+    options = options.but(where=where)
     options = _annotated(y, options) if batch.is_sigmoid else options
     batch = batch._replace(y=y, options=options)
     if options.totals is None and options.reduction in ("mean", "batch_mean"):
         _, *each = read(batch, z.shape[options.axis], _counting_dtype(y))
-        options = options._replace(totals=tuple(shards.total(x.sum()).to_local() for x in each))
+        options = options.but(totals=tuple(shards.total(x.sum()).to_local() for x in each))
     loss = reduced(shards.local(z), batch._replace(options=options))
     return shards.joined(loss, options.reduction)
 
@@ -235,18 +235,17 @@ def counted(
     """What the means of a batch with these labels sum up: class weights (N,) and presence (N,)."""
     target, where = whole(plain_tensor("target", target)), whole(options.where)
     ignored = check_ignored("ignore_index", options.ignore_index)
-    options = options._replace(
-        where=where, ignore_index=ignored, mask_name=f"ignore_index={ignored}"
-    )
+    axis: int | None = min(1, max(target.dim() - 1, 0))
+    name = f"ignore_index={ignored}"
+    options = options.but(axis=axis, where=where, ignore_index=ignored, mask_name=name)
     if is_sigmoid:
-        options = _annotated(target, options)
+        options, axis = _annotated(target, options), None
     elif target.is_floating_point():
         _check_ignores_none(ignored)
-    dtype, axis = _counting_dtype(target), min(1, max(target.dim() - 1, 0))
+    dtype = _counting_dtype(target)
     w = vector("class_weight", whole(class_weight), dtype, target.device)
     numbers, soft = Numbers(), target.is_floating_point()
-    options = options._replace(axis=axis)
-    batch = Batch(target, None, w, numbers, options, soft, is_sigmoid=is_sigmoid)
+    batch = Batch(target, None, w, numbers, options, soft, axis, is_sigmoid)
     # of as many classes as there may be: the loss itself checks the labels
     _, *each = read(batch, torch.iinfo(torch.int64).max if w is None else len(w), dtype)
     return each[0], each[1]
@@ -287,7 +286,7 @@ def checked(
     form: _Form,
 ) -> Batch:
     """The batch, if shapes, dtypes and parameters keep their rules."""
-    check_parameters(**numbers._asdict())
+    check_parameters(**numbers.by_name())
     dtype = wide_dtype(z.dtype)
     Δ = vector("margins", whole(vectors.margins), dtype, z.device)
     w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
@@ -295,8 +294,9 @@ def checked(
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, Δ, w, where))
     is_soft = look(form, options.axis, shapes)
     if options.axis < 0:
-        options = options._replace(axis=options.axis % max(z.dim(), 1))
-    return Batch(y, Δ, w, numbers, options, is_soft, is_sigmoid=form.is_sigmoid)
+        options = options.but(axis=options.axis % max(z.dim(), 1))
+    axis = None if form.is_sigmoid else options.axis
+    return Batch(y, Δ, w, numbers, options, is_soft, axis, form.is_sigmoid)
 
 
 def _check(form: _Form, axis: int, shapes: tuple[Any, ...]) -> bool:
@@ -329,4 +329,4 @@ def _annotated(target: Tensor, options: Options) -> Options:
     if target.dtype != torch.bool:
         valid = (target if target.is_floating_point() else as_long(target)) != ignored
         where = valid if where is None else valid & where
-    return options._replace(where=where, mask_name=name)
+    return options.but(where=where, mask_name=name)

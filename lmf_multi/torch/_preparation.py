@@ -16,6 +16,7 @@ class Batch(NamedTuple):
 
     y: labels as they were given, (N,) classes or (N, C) distributions; (N,) in the sigmoid form.
     is_soft: whether they are distributions, or probabilities.
+    axis: the class axis, which the sigmoid form has not.
     look: whether labels may be looked at; those out of range give NaN otherwise.
     """
 
@@ -25,13 +26,9 @@ class Batch(NamedTuple):
     numbers: Numbers
     options: Options
     is_soft: bool
+    axis: int | None
     is_sigmoid: bool = False
     look: bool = True
-
-    @property
-    def axis(self) -> int | None:
-        """The class axis, which the sigmoid form has not."""
-        return None if self.is_sigmoid else self.options.axis
 
 
 def gradient(z: Tensor, batch: Batch) -> Tensor:

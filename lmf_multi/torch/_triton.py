@@ -84,7 +84,7 @@ def fused_loss(z: Tensor, batch: Batch) -> Tensor:
     where, Δ, w = (
         None if v is None else v.contiguous() for v in (where, batch.Δ if α else None, batch.w)
     )
-    batch = batch._replace(y=y, Δ=Δ, w=w, options=batch.options._replace(where=where))
+    batch = batch._replace(y=y, Δ=Δ, w=w, options=batch.options.but(where=where))
     loss: Tensor = _FusedLoss.apply(z, batch)
     return loss
 
