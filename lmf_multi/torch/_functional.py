@@ -245,7 +245,7 @@ def counted(
     dtype = _counting_dtype(target)
     w = vector("class_weight", whole(class_weight), dtype, target.device)
     numbers, soft = Numbers(), target.is_floating_point()
-    batch = Batch(target, None, w, numbers, options, soft, axis, is_sigmoid)
+    batch = Batch(target, None, w, numbers, options, soft, axis=axis, is_sigmoid=is_sigmoid)
     # of as many classes as there may be: the loss itself checks the labels
     _, *each = read(batch, torch.iinfo(torch.int64).max if w is None else len(w), dtype)
     return each[0], each[1]
@@ -296,7 +296,7 @@ def checked(
     if options.axis < 0:
         options = options.but(axis=options.axis % max(z.dim(), 1))
     axis = None if form.is_sigmoid else options.axis
-    return Batch(y, Δ, w, numbers, options, is_soft, axis, form.is_sigmoid)
+    return Batch(y, Δ, w, numbers, options, is_soft, axis=axis, is_sigmoid=form.is_sigmoid)
 
 
 def _check(form: _Form, axis: int, shapes: tuple[Any, ...]) -> bool:
