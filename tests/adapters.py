@@ -146,7 +146,7 @@ def torch_batch(y, Δ, w, numbers, options):
     batch = load("lmf_multi.torch._preparation").Batch
     numbers, (axis, *others), soft = terms.Numbers(*numbers), options, y.is_floating_point()
     options = terms.Options(axis % (y.dim() + (not soft)), *others)
-    return batch(y, Δ, w, numbers, options, is_soft=soft)
+    return batch(y, Δ, w, numbers, options, is_soft=soft, axis=options.axis)
 
 
 class Triton(Adapter):
