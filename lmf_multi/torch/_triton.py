@@ -282,7 +282,7 @@ def _strides(
     axes: list[tuple[int, list[int]]] = []
     for i, size in enumerate(shape):
         steps = [strides[i] for strides in arrays]
-        if i == axis or size == 1:
+        if i == axis or size == 1 or 0 in shape:  # no rows lie anywhere
             continue
         if axes and axes[-1][1] == [size * step for step in steps]:
             axes[-1] = (axes[-1][0] * size, steps)

@@ -294,6 +294,7 @@ def test_what_the_kernel_leaves_to_the_plain_path(fused):
     q = torch.full_like(z, 1 / 3)
     assert supports(z, q)
     assert not supports(z, q.requires_grad_())
+    assert supports(torch.empty(2, 0, 0, 0), torch.empty(0, 0, 0, dtype=torch.int64), axis=0)
     huge = torch.empty(1, device="meta").expand(2**31, 3)
     assert not supports(huge, torch.empty(2**31, dtype=torch.int64, device="meta"))
 
