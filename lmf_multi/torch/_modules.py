@@ -37,12 +37,11 @@ class _Loss(nn.Module):
     Margins and weights are no buffers: they follow from the class counts, whereas buffers are what
     casts round, what a start on the meta device leaves empty, and what loaders of models overwrite.
     The module keeps them in NumPy; tensors of them lie where the module or the last logits are, in
-    the dtypes that losses are computed in, whatever the module is cast to: a margin rounded to
-    bfloat16 is another margin.
+    float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
     """
 
     _exact: dict[str, Floats | None]
-    _tensors: dict[torch.dtype, Vectors]
+    _tensors: Vectors
     _config: dict[str, Any]
     build: Callable[..., Parameters]
     _is_sigmoid = False
@@ -64,14 +63,9 @@ class _Loss(nn.Module):
         self.process_group = process_group
 
     @property
-    def _widest(self) -> Vectors:
-        *_, vectors = self._tensors.values()
-        return vectors
-
-    @property
     def margins(self) -> Tensor | None:
         """Of each class (C,), or of negative and positive (2,) or (L, 2); None without LDAM."""
-        margins: Tensor | None = self._widest.margins
+        margins: Tensor | None = self._tensors.margins
         return margins
 
     @margins.setter
@@ -81,7 +75,7 @@ class _Loss(nn.Module):
     @property
     def class_weight(self) -> Tensor | None:
         """Likewise; None for ones. ``set_class_weight`` changes it."""
-        class_weight: Tensor | None = self._widest.class_weight
+        class_weight: Tensor | None = self._tensors.class_weight
         return class_weight
 
     @class_weight.setter
@@ -142,10 +136,7 @@ class _Loss(nn.Module):
             self._place(torch.device("cpu") if self.margins is None else self.margins.device)
         else:
             with torch.no_grad():
-                for vectors in self._tensors.values():
-                    vectors.class_weight.copy_(
-                        torch.tensor(weights, dtype=torch.float64, device="cpu")
-                    )
+                before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
         self._config = parameters.config
 
     def _reduced(
@@ -162,14 +153,12 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = self._totals(target, where)
-        held = self._widest
+        held = self._tensors
         if is_plain(input) and any(v is not None and v.device != input.device for v in held):
             self._place(input.device)
-        is_narrow = type(input) is Tensor and input.dtype != torch.float64
-        vectors = self._tensors[torch.float32] if is_narrow else self._widest
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
-        loss = function(input, target, vectors, numbers_of(self), options)
+        loss = function(input, target, self._tensors, numbers_of(self), options)
         return loss if self.process_group is None else loss * group_size(self.process_group)
 
     def _totals(self, target: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -186,12 +175,9 @@ class _Loss(nn.Module):
         """Lay the tensors of margins and class weights on a device, for all that may come."""
         if device.type == "meta":  # where nothing has a number
             device = torch.device("cpu")
-        dtypes = [torch.float32, *([] if device.type == "mps" else [torch.float64])]
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         with torch.inference_mode(False):
-            self._tensors = {
-                dtype: Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
-                for dtype in dtypes  # MPS has no float64
-            }
+            self._tensors = Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
 
     def extra_repr(self) -> str:
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}

@@ -762,6 +762,20 @@ def test_logits_may_change_after_the_loss(torch, losses, form, reduction):
         torch.autograd.grad(loss, z, create_graph=True)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_class_weights_may_change_in_place(torch, losses, dtype, compiled):
+    """As those of PyTorch's losses may, which a schedule does; whatever the logits' dtype."""
+    z, y = torch.tensor(LOGITS, dtype=getattr(torch, dtype)), torch.tensor(LABELS)
+    loss, weights = losses.LMFLoss(COUNTS), [1.0, 2.0, 5.0]
+    run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+    before = run(z, y).item()
+    loss.class_weight.copy_(torch.tensor(weights))
+    expected = losses.LMFLoss(COUNTS, class_weight=weights)(z, y).item()
+    assert abs(expected - before) > 0.01
+    assert run(z, y).item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("form", ["integer", "soft", "sigmoid"])
 def test_second_derivatives_need_the_labels_as_they_were(torch, losses, form, dtype):
