@@ -37,7 +37,7 @@ class Numbers(NamedTuple):
     label_smoothing: Any = 0.0
 
     def by_name(self) -> dict[str, Any]:
-        """``_asdict()``, which PyTorch's compiler could not trace before 2.5."""
+        """``_asdict()``, which PyTorch 2.4's compiler cannot trace."""
         return dict(zip(Numbers._fields, self, strict=True))
 
 
@@ -67,7 +67,7 @@ class Options(NamedTuple):
     totals: Any = None
 
     def but(self, **changes: Any) -> "Options":
-        """``_replace()``, which PyTorch's compiler could not trace before 2.5."""
+        """``_replace()``, which PyTorch 2.4's compiler cannot trace."""
         return Options(**{**dict(zip(Options._fields, self, strict=True)), **changes})
 
 

@@ -1,8 +1,9 @@
 """The loss of integer labels on CPUs in one pass over the logits, where its kernel was compiled.
 
-``one_class.cpp`` is the kernel, ``tiles.h`` its arithmetic, ``xla.h`` what it uses of XLA. In the
-environment ``LMF_MULTI_CPU_KERNEL=0`` turns it off, ``1`` is the default, and ``always`` lets
-compiled PyTorch call it for small batches too; it is read whenever a loss is computed or traced.
+``one_class.cpp`` is the kernel, ``tiles.h`` its arithmetic, ``threads.h`` how threads share it,
+``xla.h`` what it uses of XLA. In the environment ``LMF_MULTI_CPU_KERNEL=0`` turns it off, ``1`` is
+the default, and ``always`` lets compiled PyTorch call it for small batches too; it is read whenever
+a loss is computed or traced.
 """
 
 import ctypes

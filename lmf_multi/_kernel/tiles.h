@@ -49,14 +49,14 @@ INLINE Floats exp_(Floats x, float least) {
     Ints power = __builtin_convertvector(n, Ints);
     if (least == NEGLIGIBLE) {
         p = (Floats)((Bits)p + ((Bits)power << 23));
-    } else {  // in two steps, as the result may be subnormal
+    } else {  // in two steps, as 2^power may be subnormal
         Ints half = power >> 1;
         p = p * (Floats)((Bits)(half + 127) << 23) * (Floats)((Bits)(power - half + 127) << 23);
     }
     return x < least ? Floats{} : p;
 }
 
-// log((1 + t) / (1 - t)) of 2t, |t| ≤ 1/3: XLA's threads flush subnormal numbers, as t may be
+// log((1 + t) / (1 - t)) of 2t, |t| ≤ 1/3; t may be subnormal, that is 0, and its logarithm with it
 INLINE Floats two_atanh(Floats two_t) {
     Floats q = two_t * two_t / 4, p = 1 / 9.f + q * (1 / 11.f + q * (1 / 13.f));
     return two_t * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * p))));
@@ -91,7 +91,7 @@ INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin) {
 // softplus(-τ) and its slope, with τ = ω(s z) - s Δ
 INLINE Floats ldam(Floats tau, float s, Floats &slope) {
     Floats root = exp_(absolute(tau) / -2, ZERO), u = root * root;
-    // u may be subnormal where s times it is not
+    // u may be subnormal, that is 0, where s times it is not
     Floats r = tau > 0 ? root : all(1);
     slope = -(s * r) * r / (1 + u);
     return larger(-tau, Floats{}) + log1p_(u);

@@ -377,6 +377,22 @@ OURS_AND_XLAS = {
 SIZED = ("Buffer", "Buffers", "Attributes", "Scalar", "NewError", "OldError", "Task", "Threads")
 
 
+@pytest.mark.parametrize("C", [3, 100])
+@pytest.mark.parametrize("label", [-1, 1000, 2**31 - 1])
+def test_an_unknown_label_reads_and_writes_nothing_else(jax, cpu, C, label):
+    """NaN in its row alone, whoever calls: JAX's losses hand down -1, and this is memory."""
+    assert cpu.has_kernel()
+    jnp, N = jax.numpy, 40
+    y = jnp.full(N, 2, jnp.int32).at[7].set(label)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((N,), (N, C))]
+    call = jax.ffi.ffi_call(CALL.removeprefix("@"), shapes)
+    numbers = jnp.array([1.5, 30.0, 1.5, 1.0], jnp.float32)  # γ, s and what the terms count for
+    terms = {"has_focal": np.bool_(True), "has_ldam": np.bool_(True)}
+    loss, grad = call(jnp.ones((N, C)), y, numbers, jnp.full(C, 0.1), **terms)
+    np.testing.assert_array_equal(np.isnan(loss), np.arange(N) == 7)
+    assert np.isfinite(np.delete(grad, 7, axis=0)).all()
+
+
 def test_declarations_are_xlas(jax, tmp_path):
     """Every field that is used lies where XLA's own header puts it."""
     compiler = shutil.which("g++") or shutil.which("clang++")
