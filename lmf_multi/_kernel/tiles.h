@@ -1,4 +1,4 @@
-// Tiles of rows: their loss and its gradient. one_class.cpp declares what is used here, and includes
+// Tiles of rows: their loss and its gradient. loss.cpp declares what is used here, and includes
 // this file once for each generation of CPUs.
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -13,11 +13,14 @@ struct Float16 {
     uint16_t bits;
 };
 
+constexpr int64_t COUNTED = 16;  // classes, at most, that vectors look for one after another
+
 // A tile's rows, and what is known of each. Arrays that vectors are read from come first: a compiler
 // moves those as if each began at a vector's boundary.
 struct alignas(4 * LANES) Rows {
     int32_t label[ROWS], masked[ROWS];        // -1 for a masked row
     float a[ROWS], b[ROWS], margin[ROWS];     // what LDAM and focal are multiplied by, and Δ_y
+    float adjustment[ROWS], lost[ROWS];       // what z_y is to get, and has lost getting it
     float z_y[ROWS], M[ROWS];                 // the label's logit, the largest of the others'
     float S_s[ROWS], S[ROWS];                 // Σ_{k≠y} of the exponentials
     float omega[ROWS];                        // log-odds of one term
@@ -28,7 +31,7 @@ struct alignas(4 * LANES) Rows {
     int64_t first, n;
 };
 static_assert(sizeof(float[ROWS]) % sizeof(Floats) == 0, "each array begins where vectors may");
-static_assert(offsetof(Rows, z_at) == 14 * sizeof(float[ROWS]), "arrays of vectors come first");
+static_assert(offsetof(Rows, z_at) == 16 * sizeof(float[ROWS]), "arrays of vectors come first");
 
 // --- arithmetic
 
@@ -71,7 +74,12 @@ INLINE Floats log_(Floats x) {
     return n * 0.693147181f + two_atanh(2 * (m - 1) / (m + 1)) + (x - x);  // the last for NaN
 }
 
-INLINE Floats log1p_(Floats u) { return two_atanh(2 * u / (2 + u)); }
+// log(1 + u) of u in [0, 1], and 1 / (1 + u), by one division, which takes as long as ten products
+INLINE Floats log1p_(Floats u, Floats &inverse) {
+    Floats both = 1 / ((1 + u) * (2 + u));
+    inverse = (2 + u) * both;
+    return two_atanh(2 * u * ((1 + u) * both));
+}
 
 // a - b, rounded, and what the rounding lost (Knuth's TwoSum)
 INLINE Floats difference(Floats a, Floats b, Floats &lost) {
@@ -81,29 +89,28 @@ INLINE Floats difference(Floats a, Floats b, Floats &lost) {
     return c;
 }
 
-// s (z - M - Δ) - log S, with what was lost, times s, put back
-INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin) {
-    Floats lost, also_lost;
-    Floats d = difference(z, M, lost), h = difference(d, margin, also_lost);
-    return s * h + (s * (lost + also_lost) - log_(S));
+// s (z - M - Δ) - log S, with what was lost, of z already too, times s, put back
+INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin, Floats lost) {
+    Floats of_M, of_margin;
+    Floats d = difference(z, M, of_M), h = difference(d, margin, of_margin);
+    return s * h + (s * (of_M + of_margin + lost) - log_(S));
 }
 
 // softplus(-τ) and its slope, with τ = ω(s z) - s Δ
 INLINE Floats ldam(Floats tau, float s, Floats &slope) {
-    Floats root = exp_(absolute(tau) / -2, ZERO), u = root * root;
-    // u may be subnormal, that is 0, where s times it is not
+    Floats root = exp_(absolute(tau) / -2, ZERO), inverse, log1p_u = log1p_(root * root, inverse);
+    // the square may be subnormal, that is 0, where s times it is not
     Floats r = tau > 0 ? root : all(1);
-    slope = -(s * r) * r / (1 + u);
-    return larger(-tau, Floats{}) + log1p_(u);
+    slope = -(s * r) * r * inverse;
+    return larger(-tau, Floats{}) + log1p_u;
 }
 
 // sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point
 INLINE Floats focal(Floats omega, float gamma, Floats &slope) {
-    Floats u = exp_(-absolute(omega), ZERO), log1p_u = log1p_(u);
+    Floats u = exp_(-absolute(omega), ZERO), inverse, log1p_u = log1p_(u, inverse);
     Floats ce = larger(-omega, Floats{}) + log1p_u;
     Floats modulation = exp_(-gamma * (larger(omega, Floats{}) + log1p_u), ZERO);
-    Floats small = u / (1 + u), large = 1 / (1 + u);
-    Floats p = omega > 0 ? large : small, rest = omega > 0 ? small : large;
+    Floats p = (omega > 0 ? all(1) : u) * inverse, rest = (omega > 0 ? u : all(1)) * inverse;
     slope = -modulation * (gamma * p * (ce > LARGE ? all(LARGE) : ce) + rest);
     return modulation * ce;
 }
@@ -135,8 +142,18 @@ INLINE Labels labels(const Call &call, int64_t first, int64_t n) {
     Ints a, b;
     memcpy(&a, y, sizeof a);
     memcpy(&b, y + LANES / 2, sizeof b);
+#undef EVEN
+#undef ODD
+#if LANES == 16
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#endif
 #ifdef __clang__
     return {__builtin_shufflevector(a, b, EVEN), __builtin_shufflevector(a, b, ODD)};
 #else
@@ -151,7 +168,7 @@ INLINE Ints ignored(const Call &call, Labels y) {
 // table[y], and `otherwise` without a table
 INLINE Floats at(const float *table, float otherwise, int64_t C, Ints y) {
     Floats x = all(otherwise);
-    if (table && C <= LANES)
+    if (table && C <= COUNTED)
         for (int c = 0; c < C; c++) x = y == c ? all(table[c]) : x;
     else if (table)
         for (int i = 0; i < LANES; i++) x[i] = table[y[i]];
@@ -170,6 +187,7 @@ INLINE void describe(const Call &call, Rows &rows) {
         vector(rows.a + r) = (float)call.a * weight;
         vector(rows.b + r) = (float)call.b * weight;
         vector(rows.margin + r) = at(call.margins, 0, call.C, label);
+        if (call.adjustments) vector(rows.adjustment + r) = at(call.adjustments, 0, call.C, label);
     }
     int64_t i = rows.first / call.inner, j = rows.first % call.inner;
     bool neighbours = call.z_inner == 1 && call.grad_inner == 1;
@@ -192,11 +210,17 @@ INLINE void describe(const Call &call, Rows &rows) {
 INLINE void terms(const Call &call, Rows &rows) {
     int64_t n = rows.n;
     for (int64_t r = 0; r < n; r++) rows.loss[r] = rows.slope[r] = 0;
+    for (int64_t r = 0; r < n; r += LANES) {
+        Floats &z_y = vector(rows.z_y + r), lost{};
+        if (call.adjustments) z_y = difference(z_y, -vector(rows.adjustment + r), lost);
+        vector(rows.lost + r) = lost;
+    }
     if (call.has_ldam) {
         for (int64_t r = 0; r < n; r += LANES) {
             Floats S_s = larger(all(1), vector(rows.S_s + r));
             vector(rows.omega + r) = log_odds(vector(rows.z_y + r), vector(rows.M + r), S_s,
-                                              call.scale, vector(rows.margin + r));
+                                              call.scale, vector(rows.margin + r),
+                                              vector(rows.lost + r));
             vector(rows.S_s + r) = S_s;
         }
         for (int64_t r = 0; r < n; r += LANES) {
@@ -209,8 +233,8 @@ INLINE void terms(const Call &call, Rows &rows) {
     if (call.has_focal) {
         for (int64_t r = 0; r < n; r += LANES) {
             Floats S = larger(all(1), vector(rows.S + r));
-            vector(rows.omega + r) =
-                log_odds(vector(rows.z_y + r), vector(rows.M + r), S, 1, Floats{});
+            vector(rows.omega + r) = log_odds(vector(rows.z_y + r), vector(rows.M + r), S, 1,
+                                              Floats{}, vector(rows.lost + r));
             vector(rows.S + r) = S;
         }
         for (int64_t r = 0; r < n; r += LANES) {
@@ -258,13 +282,27 @@ INLINE Ints widened_bits(const void *z) {
 INLINE Floats widened_from(const BFloat16 *z) { return (Floats)(widened_bits(z) << 16); }
 INLINE Floats widened_from(const Float16 *z) { return of_float16<Floats>(widened_bits(z)); }
 
-// Σ e^{s (x - M)} over the classes of a vector's rows, each of which goes to e
-INLINE Floats exp_and_sum(int64_t C, int64_t pitch, const float *x, float *e, Floats M, float s) {
+// A little less than the largest of adjusted logits, which was rounded: without rounding it is above,
+// so that its exponential is 1 or more
+INLINE Floats below(Floats M) { return M - absolute(M) * 0x1p-23f; }
+
+// x + adjustment - M, to the last digits of the whole: M is about as large as the sum
+INLINE Floats above(Floats x, Floats adjustment, Floats M) {
+    Floats lost, sum = difference(x, -adjustment, lost);
+    return (sum - M) + lost;
+}
+
+// Σ e^{s (x - M)} over the classes of a vector's rows, each of which goes to e; with what is added
+// to x, (C,) or null
+INLINE Floats exp_and_sum(const Call &call, int64_t pitch, const float *x, float *e, Floats M,
+                          float s) {
     Floats S{};
+    int64_t C = call.C;
     for (int64_t begin = 0; begin < C; begin += FEW) {  // a sum of sums rounds less
         Floats some{};
         for (int64_t c = begin; c < C && c < begin + FEW; c++) {
-            Floats d = *(const Floats *)(x + c * pitch) - M;
+            Floats x_c = *(const Floats *)(x + c * pitch);
+            Floats d = call.adjustments ? above(x_c, all(call.adjustments[c]), M) : x_c - M;
             some += vector(e + c * pitch) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
@@ -291,15 +329,16 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
             Floats z_c = masked ? Floats{} : x_c;
             z_y = label == (int32_t)c ? z_c : z_y;
             x_c = label == (int32_t)c ? all(-LARGE) : z_c;
-            M = larger(x_c, M);
+            M = larger(call.adjustments ? x_c + call.adjustments[c] : x_c, M);
         }
         vector(rows.z_y + r) = z_y;
-        vector(rows.M + r) = M;
+        vector(rows.M + r) = call.adjustments ? below(M) : M;
     }
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Floats M = vector(rows.M + r);
-        if (call.has_ldam) vector(rows.S_s + r) = exp_and_sum(C, pitch, x + r, e + r, M, call.scale);
-        if (call.has_focal) vector(rows.S + r) = exp_and_sum(C, pitch, x + r, x + r, M, 1);
+        if (call.has_ldam)
+            vector(rows.S_s + r) = exp_and_sum(call, pitch, x + r, e + r, M, call.scale);
+        if (call.has_focal) vector(rows.S + r) = exp_and_sum(call, pitch, x + r, x + r, M, 1);
     }
 }
 
@@ -334,12 +373,14 @@ INLINE float sum(Floats x) {
     return total;
 }
 
-INLINE float exp_and_sum_of_row(int64_t padded, const float *x, float *e, float M, float s) {
+INLINE float exp_and_sum_of_row(const Call &call, int64_t padded, const float *x, float *e, float M,
+                                float s) {
     Floats S{};
     for (int64_t begin = 0; begin < padded; begin += FEW * LANES) {
         Floats some{};
         for (int64_t c = begin; c < padded && c < begin + FEW * LANES; c += LANES) {
-            Floats d = *(const Floats *)(x + c) - M;
+            Floats x_c = *(const Floats *)(x + c);
+            Floats d = call.adjustments ? above(x_c, widened_from(call.adjustments + c), all(M)) : x_c - M;
             some += vector(e + c) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
@@ -358,12 +399,16 @@ INLINE void classes_in_vectors(const Call &call, Rows &rows, float *x, float *e,
         rows.z_y[r] = x[rows.label[r]];
         x[rows.label[r]] = -LARGE;
         Floats most = all(-LARGE);
-        for (int64_t c = 0; c < padded; c += LANES) most = larger(vector(x + c), most);
+        for (int64_t c = 0; c < padded; c += LANES) {
+            Floats x_c = vector(x + c);
+            most = larger(call.adjustments ? x_c + widened_from(call.adjustments + c) : x_c, most);
+        }
         float M = -LARGE;
         for (int i = 0; i < LANES; i++) M = most[i] > M ? most[i] : M;
+        if (call.adjustments) M = below(all(M))[0];
         rows.M[r] = M;
-        if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(padded, x, e, M, call.scale);
-        if (call.has_focal) rows.S[r] = exp_and_sum_of_row(padded, x, x, M, 1);
+        if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(call, padded, x, e, M, call.scale);
+        if (call.has_focal) rows.S[r] = exp_and_sum_of_row(call, padded, x, x, M, 1);
     }
 }
 
@@ -427,8 +472,8 @@ INLINE int64_t sum(Ints x) {
 Totals totals_of(const Call &call, int64_t begin, int64_t end) {
     Totals found = {0, 0, true};
     int64_t r = begin, C = call.C;
-    if (C <= LANES) {  // vectors count each class
-        Ints counts[LANES] = {}, others{};
+    if (C <= COUNTED) {  // vectors count each class
+        Ints counts[COUNTED] = {}, others{};
         for (; r + LANES <= end; r += LANES) {
             Labels y = labels(call, r, LANES);
             Ints masked = ignored(call, y), known;

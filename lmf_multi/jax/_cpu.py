@@ -1,4 +1,4 @@
-"""The loss of integer labels on one CPU in one pass over the logits, where its kernel was compiled.
+"""The loss on one CPU in one pass over the logits, where its kernel was compiled.
 
 XLA calls ``lmf_multi/_kernel`` instead of the operations, of which it would write the exponentials
 to memory. It takes a primitive, since only its lowering knows what a program is compiled for.
@@ -29,14 +29,14 @@ except ImportError as error:
     _MOVED = error
 
 _LOG = logging.getLogger("lmf_multi")
-_NAME = "lmf_multi_one_class"
+_NAME = "lmf_multi_loss"
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-_MASKED = -2  # the label of an example that takes no part; -1 is an unknown one
+_MASKED = -2  # the label of an example that takes no part; -1 is an unknown one, or NaN
 
 
-def has_kernel() -> bool:
+def has_kernel(logits: int = 0) -> bool:
     """Whether XLA can call the kernel, which the environment may switch off."""
-    compiled = library()
+    compiled = library(logits)
     return compiled is not None and _registers(compiled)
 
 
@@ -46,7 +46,7 @@ def _registers(compiled: ctypes.CDLL) -> bool:
     try:
         if _MOVED is not None:
             raise _MOVED
-        function = cast(Any, jax.ffi).pycapsule(compiled.lmf_multi_one_class_xla)
+        function = cast(Any, jax.ffi).pycapsule(compiled.lmf_multi_loss_xla)
         jax.ffi.register_ffi_target(_NAME, function, platform="cpu")
         _primitive()
     except (AttributeError, ImportError, RuntimeError) as error:
@@ -65,14 +65,14 @@ def has_kernel_for(z: Array) -> bool:
         and all(isinstance(n, int) for n in z.shape)
         and z.size > 0
         and jax.default_backend() == "cpu"
-        and has_kernel()
+        and has_kernel(z.size)
         and jax.typeof(z).sharding.mesh.empty
     )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def by_kernel(
-    z: Array, labels: Labels, terms: Terms, axis: int, with_grad: bool
+    z: Array, labels: Labels, terms: Terms, axis: int | None, with_grad: bool
 ) -> tuple[Array, Array | None]:
     """Loss (N,), and perhaps the gradient (N, C), as ``value_and_grad`` gives them.
 
@@ -80,9 +80,11 @@ def by_kernel(
     package, and what is differentiated.
 
     Args:
-        z: float (N, C), at most 32 bits, logits, the classes along ``axis``.
-        labels: y int32 (N,), -1 for an unknown one, which gives NaN; masked bool (N,) or None.
-        terms: Δ, w float32 (C,).
+        z: float (N, C), at most 32 bits, logits, the classes along ``axis``; (N,) in the sigmoid
+            form, which has none.
+        labels: y int32 (N,), -1 for an unknown one, which gives NaN; masked bool (N,) or None. Or q
+            float32 (2, N) of the sigmoid form.
+        terms: Δ, w, o float32 (C,), or of the sigmoid form (2, …), (2, …) and as the logits.
     """
     terms = Terms(*(None if x is None else jnp.asarray(x, jnp.float32) for x in terms))
     operands, structure = jax.tree.flatten((z, labels, terms))
@@ -91,14 +93,12 @@ def by_kernel(
 
 
 @by_kernel.defjvp
-def _by_kernel_jvp(axis: int, with_grad: bool, primals: Any, tangents: Any) -> Any:
-    (z, labels, terms), (dz, _, dterms) = primals, tangents
-
-    def differentiable(z: Array, terms: Terms) -> tuple[Array, Array | None]:
+def _by_kernel_jvp(axis: int | None, with_grad: bool, primals: Any, tangents: Any) -> Any:
+    def differentiable(z: Array, labels: Labels, terms: Terms) -> tuple[Array, Array | None]:
         loss, grad = value_and_grad(z, labels, terms, axis)
         return loss, grad if with_grad else None
 
-    return jax.jvp(differentiable, (z, terms), (dz, dterms))
+    return jax.jvp(differentiable, primals, tangents)
 
 
 # --- the primitive, whose operands are the arrays of logits, labels and terms, of a known structure
@@ -130,30 +130,59 @@ def _eager(*operands: Array, **settings: Any) -> Any:
         return _compiled(*operands, **settings)
 
 
-def _shapes(z: Any, y: Any, *_: Any, with_grad: bool, **settings: Any) -> list[Any]:
-    return [ShapedArray(x.shape, jnp.float32) for x in (y, z)[: 1 + with_grad]]
+def _shapes(z: Any, *_: Any, axis: int | None, with_grad: bool, **settings: Any) -> list[Any]:
+    examples = z.shape if axis is None else z.shape[:axis] + z.shape[axis + 1 :]
+    return [ShapedArray(shape, jnp.float32) for shape in (examples, z.shape)[: 1 + with_grad]]
 
 
 def _by_operations(
-    *operands: Array, structure: Any, axis: int, with_grad: bool
+    *operands: Array, structure: Any, axis: int | None, with_grad: bool
 ) -> tuple[Array, ...]:
     z, labels, terms = structure.unflatten(operands)
     return value_and_grad(z, labels, terms, axis)[: 1 + with_grad]
 
 
-def _by_call(*operands: Array, structure: Any, axis: int, with_grad: bool) -> list[Array]:
+def _by_call(*operands: Array, structure: Any, axis: int | None, with_grad: bool) -> list[Array]:
     """Rows in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1."""
-    z, (y, masked, _), (Δ, w, a, b, γ, s) = structure.unflatten(operands)
-    labels = y if masked is None else jnp.where(masked, _MASKED, y)
+    z, (y, masked, q), (Δ, w, a, b, γ, s, o) = structure.unflatten(operands)
+    vectors = [v for v in (None if a is None else Δ, w, o) if v is not None]
+    results, is_sigmoid = _shapes(z, axis=axis, with_grad=with_grad), axis is None
+    if axis is not None:
+        sizes = [math.prod(z.shape[:axis]), z.shape[axis], math.prod(z.shape[axis + 1 :])]
+        labels = y
+    else:
+        sizes, vectors = _labels(z, vectors)  # (2, …), but o
+        labels = jnp.where(y < 0, jnp.nan, jnp.float32(y)) if q is None else q[1]
+        masked = masked if q is None else q[0] + q[1] == 0
+    labels = labels if masked is None else jnp.where(masked, _MASKED, labels)
     numbers = jnp.stack([jnp.float32(0) if number is None else number for number in (γ, s, a, b)])
-    vectors = [v for v in (None if a is None else Δ, w) if v is not None]
-    outer, C, inner = math.prod(z.shape[:axis]), z.shape[axis], math.prod(z.shape[axis + 1 :])
-    rows = (outer,) if inner == 1 else (outer, inner)
-    shapes = [rows, (outer, C, *rows[1:])]
-    call = jax.ffi.ffi_call(_NAME, [ShapedArray(x, jnp.float32) for x in shapes[: 1 + with_grad]])
-    settings = {"has_focal": np.bool_(b is not None), "has_ldam": np.bool_(a is not None)}
-    results = call(z.reshape(shapes[1]), labels.reshape(rows), numbers, *vectors, **settings)
-    return [x.reshape(like.shape) for x, like in zip(results, (y, z), strict=False)]
+    sizes = sizes[: 3 if sizes[2] > 1 else 2]
+    of_labels = sizes if is_sigmoid else [sizes[0], *sizes[2:]]
+    shaped = [x.update(shape=n) for x, n in zip(results, (of_labels, sizes), strict=False)]
+    terms = {"has_focal": b is not None, "has_ldam": a is not None, "is_sigmoid": is_sigmoid}
+    terms["has_adjustment"] = o is not None
+    settings = {name: np.bool_(value) for name, value in terms.items()}
+    call = jax.ffi.ffi_call(_NAME, shaped)
+    found = call(z.reshape(sizes), labels.reshape(of_labels), numbers, *vectors, **settings)
+    return [x.reshape(like.shape) for x, like in zip(found, results, strict=True)]
+
+
+def _labels(z: Array, vectors: list[Array]) -> tuple[list[int], list[Array]]:
+    """The sizes before, of and after the label axis of the sigmoid form; and vectors (…, L).
+
+    Those broadcast against the logits, those of negative and positive with 2 in front.
+    """
+    own = [v.shape[v.ndim - z.ndim :] for v in vectors]
+    axis = next((i for shape in own for i, n in enumerate(shape) if n > 1), None)
+    L = 1 if axis is None else z.shape[axis]
+    signs = [v.shape[: v.ndim - z.ndim] for v in vectors]
+    flat = [
+        jnp.broadcast_to(v.reshape(*sign, -1), (*sign, L))
+        for v, sign in zip(vectors, signs, strict=True)
+    ]
+    if axis is None:
+        return [1, 1, z.size], flat
+    return [math.prod(z.shape[:axis]), L, math.prod(z.shape[axis + 1 :])], flat
 
 
 def _lowered(context: Any, *operands: Any, **settings: Any) -> Any:
@@ -165,21 +194,28 @@ def _lowered(context: Any, *operands: Any, **settings: Any) -> Any:
 
 
 def _batched(
-    operands: Any, axes: Any, *, structure: Any, axis: int, **settings: Any
+    operands: Any, axes: Any, *, structure: Any, axis: int | None, **settings: Any
 ) -> tuple[Any, list[int]]:
     """With the axis that is mapped over in front; numbers and vectors that are take operations."""
     (z, labels, terms), (i, j, others) = map(structure.unflatten, (operands, axes))
     settings["structure"] = structure
     if jax.tree.leaves(others):
         results = jax.vmap(partial(_by_operations, axis=axis, **settings), axes)(*operands)
-    else:
-        rows = (z, *labels), (i, *j)
-        n = next(x.shape[k] for x, k in zip(*rows, strict=True) if k is not None)
-        z, *labels = (None if x is None else _mapped(x, k, n) for x, k in zip(*rows, strict=True))
-        operands = jax.tree.leaves((z, labels, terms))
-        results = _primitive().bind(*operands, axis=axis + 1, **settings)
+        return results, [0] * len(results)
+    rows = list(zip((z, *labels), (i, *j), strict=True))
+    n = next(x.shape[k] for x, k in rows if k is not None)
+    z, *labels = (None if x is None else _mapped(x, k, n, x is labels.q) for x, k in rows)
+    if axis is None:
+        Δ, w = (None if v is None else jnp.expand_dims(v, 1) for v in (terms.Δ, terms.w))
+        o = None if terms.o is None else jnp.expand_dims(terms.o, 0)
+        terms = terms._replace(Δ=Δ, w=w, o=o)
+    operands = jax.tree.leaves((z, labels, terms))
+    results = _primitive().bind(*operands, axis=None if axis is None else axis + 1, **settings)
     return results, [0] * len(results)
 
 
-def _mapped(x: Array, axis: int | None, n: int) -> Array:
-    return jnp.broadcast_to(x, (n, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+def _mapped(x: Array, axis: int | None, n: int, to: int) -> Array:
+    """With the axis that is mapped over as number ``to``, which is 1 for q (2, …)."""
+    if axis is not None:
+        return jnp.moveaxis(x, axis, to)
+    return jnp.broadcast_to(jnp.expand_dims(x, to), (*x.shape[:to], n, *x.shape[to:]))

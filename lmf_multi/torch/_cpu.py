@@ -7,7 +7,7 @@ calls it.
 
 import ctypes
 import math
-from typing import Any, List, Optional, cast  # noqa: UP035  # as older PyTorch reads them
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lmf_multi import _kernel
 from lmf_multi._terms import Numbers, Options
 from lmf_multi.torch._closed_form import value_and_grad
 from lmf_multi.torch._mixture import Known, along_classes
-from lmf_multi.torch._preparation import Batch, gradient, prepare
+from lmf_multi.torch._preparation import Batch, gradient, is_learned, prepare
 from lmf_multi.torch._tensors import (
     as_long,
     at_trace_time,
@@ -27,32 +27,34 @@ from lmf_multi.torch._tensors import (
 from lmf_multi.torch._triton import layout_of
 
 _DTYPES = {getattr(torch, name): code for name, code in _kernel.DTYPES.items()}
-WORTH_A_CALL = 2**14  # logits; compiled operations are faster on fewer
+WORTH_A_CALL = 2**13  # logits; compiled operations are faster on fewer
 _is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
 
 
 def takes_kernel(z: Tensor, batch: Batch) -> bool:
-    """Whether ``kernel_loss`` takes this: classes as labels, on a CPU."""
-    y, options = batch.y, batch.options
-    if batch.is_soft or batch.is_sigmoid or batch.numbers.label_smoothing != 0:
+    """Whether ``kernel_loss`` takes this on a CPU: classes as labels, or the sigmoid form."""
+    if not batch.is_sigmoid and (batch.is_soft or batch.numbers.label_smoothing != 0):
         return False
+    if is_learned(batch) or (batch.is_sigmoid and abs(batch.options.ignore_index or 0) > 2**24):
+        return False  # float32's labels could not tell that one from its neighbours
     if torch.compiler.is_compiling():
-        return _takes_operator(z, y)
-    return readable(z) and readable(y) and _is_in_reach(z, y, options.axis)
+        return _takes_operator(z, batch)
+    given = (z, batch.y, batch.options.where)
+    return all(x is None or readable(x) for x in given) and _is_in_reach(z, batch)
 
 
-def _is_in_reach(z: Tensor, y: Tensor, axis: int) -> bool:
+def _is_in_reach(z: Tensor, batch: Batch) -> bool:
     """Not float64, and not rows that two strides cannot address."""
     return (
         z.dtype in _DTYPES
         and z.numel() > 0
         and not z.is_neg()  # a view that negates when it is read
-        and _kernel.library() is not None
-        and layout_of(z, y, axis) is not None
+        and _kernel.library(z.numel()) is not None
+        and (batch.is_sigmoid or layout_of(z, batch.y, batch.options.axis) is not None)
     )
 
 
-def _takes_operator(z: Tensor, y: Tensor) -> bool:
+def _takes_operator(z: Tensor, batch: Batch) -> bool:
     """Whether ``torch.compile`` is to call the kernel, as it sees these tensors.
 
     Not in what is exported, which may run where this package is not installed, and not under the
@@ -63,7 +65,7 @@ def _takes_operator(z: Tensor, y: Tensor) -> bool:
         and _is_exporting is not None
         and not _is_exporting()
         and not transforms_are_active()
-        and z.device.type == y.device.type == "cpu"
+        and z.device.type == batch.y.device.type == "cpu"
         and z.dtype in _DTYPES
         and z.numel() >= _worth_a_call()
     )
@@ -85,43 +87,33 @@ def kernel_loss(z: Tensor, batch: Batch) -> Tensor | None:
     """
     with_grad = z.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return cast(Tensor, operator(**_flat(z, batch), with_grad=with_grad)[0])
+        return cast(Tensor, operator(z, *_flat(batch), with_grad)[0])
     known = _call(z, batch, with_grad)
     return None if known is None else Known.apply(z, known, batch)
 
 
 def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | None] | None:
     """The loss and its gradient, or None as ``kernel_loss``."""
-    z, y = z.detach(), as_long(batch.y).contiguous()
-    (α, β, γ, s, _), options = batch.numbers, batch.options
-    layout, totals = layout_of(z, y, options.axis), options.totals or ()
-    assert layout is not None, "takes_kernel() refuses these strides"
-    grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
-    # whatever the defaults are: the kernel writes float32 into the memory of this device
+    (α, β, γ, s, ε), options, totals = batch.numbers, batch.options, batch.options.totals or ()
+    # whatever the defaults are: the kernel writes into the memory of this device
     kind: Any = {"dtype": torch.float32, "device": z.device}
-    losses = torch.empty(y.shape, **kind) if options.reduction == "none" else None
-    Δ, w = (None if v is None else v.contiguous() for v in (batch.Δ if α else None, batch.w))
+    batch = batch._replace(Δ=batch.Δ if α else None)
+    z, held, where_it_lies = (_elements if batch.is_sigmoid else _rows)(z.detach(), batch)
+    grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
+    losses = torch.empty(batch.y.shape, **kind) if options.reduction == "none" else None
+    held |= {"z": z, "grad": grad, "losses": losses}
     total_weight, total_examples = (t.sum().item() for t in totals) if totals else [math.nan] * 2
-    call = _kernel.OneClassCall(
-        size=ctypes.sizeof(_kernel.OneClassCall),
-        z=z.data_ptr(),
-        y=y.data_ptr(),
-        margins=None if Δ is None else Δ.data_ptr(),
-        weights=None if w is None else w.data_ptr(),
-        grad=None if grad is None else grad.data_ptr(),
-        losses=None if losses is None else losses.data_ptr(),
-        N=y.numel(),
-        C=z.shape[options.axis],
-        inner=layout.inner,
-        z_strides=layout.z,
-        grad_strides=layout.grad,
-        ignore_index=options.ignore_index,
+    call = _kernel.LossCall(
+        size=ctypes.sizeof(_kernel.LossCall),
+        **{name: x.data_ptr() for name, x in held.items() if x is not None},
+        **where_it_lies,
         alpha=α,
         beta=β,
         total_weight=total_weight,
         total_examples=total_examples,
         gamma=γ,
         scale=s,
+        smoothing=ε,
         dtype=_DTYPES[z.dtype],
         by_weight=options.reduction == "mean",
         by_examples=options.reduction in ("mean", "batch_mean"),
@@ -129,7 +121,7 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
     )
     library = _kernel.opened(True)  # takes_kernel() has asked whether it is wanted
     assert library is not None, "takes_kernel() needs it"
-    status = library.lmf_multi_one_class(call)
+    status = library.lmf_multi_loss(call)
     if status == _kernel.NO_MEMORY:
         raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
     if status == _kernel.UNKNOWN_LABEL or not math.isfinite(call.loss):
@@ -137,85 +129,131 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
     return torch.tensor(call.loss, **kind) if losses is None else losses, grad
 
 
+def _rows(z: Tensor, batch: Batch) -> Any:
+    """Logits of the softmax form, and what the kernel reads beside them and where, by its names."""
+    y, axis = as_long(batch.y).contiguous(), batch.options.axis
+    layout = layout_of(z, y, axis)
+    assert layout is not None, "takes_kernel() refuses these strides"
+    Δ, w, o = (None if v is None else v.contiguous() for v in (batch.Δ, batch.w, batch.o))
+    return (
+        z,
+        {"y": y, "margins": Δ, "weights": w, "adjustments": o},
+        {
+            "N": y.numel(),
+            "C": z.shape[axis],
+            "inner": layout.inner,
+            "z_strides": layout.z,
+            "grad_strides": layout.grad,
+            "ignore_index": batch.options.ignore_index,
+        },
+    )
+
+
+def _elements(z: Tensor, batch: Batch) -> Any:
+    """The same of the sigmoid form, one element after another."""
+    (axis, where, ignored, *_), (t, Δ, w, o, *_) = batch.options, batch
+    of_labels = [v for v, n in ((Δ, 2), (w, 2), (o, 1)) if v is not None and v.dim() == n]
+    L = max(map(len, of_labels), default=1)
+    if L > 1:
+        Δ, w = (None if v is None else v.reshape(-1, 2).T.expand(2, L) for v in (Δ, w))
+        o = None if o is None else o.expand(L)
+    held = {"t": t.float(), "where": where, "margins": Δ, "weights": w, "adjustments": o}
+    held = {name: x.contiguous() for name, x in held.items() if x is not None}
+    sizes = {"N": z.numel(), "C": L, "inner": math.prod(z.shape[axis + 1 :])}
+    return (
+        z.contiguous(),
+        held,
+        {**sizes, "ignored": math.nan if t.dtype == torch.bool else ignored},
+    )
+
+
 # --- in compiled code, an operator, whose arguments PyTorch wants to be flat
 
 
-@torch.library.custom_op("lmf_multi::one_class", mutates_args=())
-def operator(
-    z: Tensor,
-    y: Tensor,
-    margins: Optional[Tensor],  # noqa: UP045  # older PyTorch reads no other union
-    class_weight: Optional[Tensor],  # noqa: UP045
-    total_weight: Optional[Tensor],  # noqa: UP045
-    total_examples: Optional[Tensor],  # noqa: UP045
-    numbers: List[float],  # noqa: UP006
-    axis: int,
-    ignore_index: int,
-    reduction: str,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """The reduced loss of integer labels, and its gradient, empty where nobody wants it."""
-    check_memory("input", z)
-    check_memory("target", y)
-    tensors = (y, margins, class_weight, total_weight, total_examples)
-    batch = _batch(tensors, (numbers, axis, ignore_index, reduction))
-    known = _call(z, batch, with_grad) if _is_in_reach(z, y, axis) else None
+# defined by its schema, as torch.library.custom_op's own wrappers take longer than a small batch
+_NAME = "lmf_multi::kernel"
+torch.library.define(
+    _NAME,
+    "(Tensor z, Tensor y, Tensor? where, Tensor? margins, Tensor? class_weight, "
+    "Tensor? logit_adjustment, Tensor? total_weight, Tensor? total_examples, float[] numbers, "
+    "SymInt axis, SymInt ignore_index, str reduction, bool is_sigmoid, bool with_grad) -> "
+    "(Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+operator = torch.ops.lmf_multi.kernel.default
+_TENSORS = 8  # its first arguments
+
+
+@torch.library.impl(_NAME, "CPU")
+def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The reduced loss, and its gradient, empty where nobody wants it."""
+    *others, with_grad = arguments
+    batch = _batch(others)
+    given = {"input": z, "target": batch.y, "where": batch.options.where}
+    for name, x in given.items():
+        if x is not None:
+            check_memory(name, x)
+    known = _call(z, batch, with_grad) if _is_in_reach(z, batch) else None
     if known is None:
-        losses, of_z = value_and_grad(*prepare(z, batch), axis)
+        losses, of_z = value_and_grad(*prepare(z, batch), batch.axis)
         grad = torch.empty_like(z, dtype=torch.float32).copy_(of_z) if with_grad else None
-        known = losses if reduction == "none" else losses.sum(), grad
+        known = losses if batch.options.reduction == "none" else losses.sum(), grad
     loss, grad = known
     return loss, z.new_empty(0) if grad is None else grad
 
 
-def _batch(tensors: Any, settings: Any) -> Batch:
+def _batch(others: Any) -> Batch:
     """What the operator's arguments say."""
-    (y, Δ, w, *totals), (numbers, axis, ignore_index, reduction) = tensors, settings
-    options = Options(axis, None, ignore_index, reduction=reduction)
-    if totals[0] is not None:
-        options = options.but(totals=tuple(totals))
-    return Batch(y, Δ, w, Numbers(*numbers), options, is_soft=False, axis=axis, look=False)
+    y, where, Δ, w, o, *totals, numbers, axis, ignore_index, reduction, is_sigmoid = others
+    given = None if totals[0] is None else tuple(totals)
+    options = Options(axis, where, ignore_index, reduction=reduction, totals=given)
+    return Batch(
+        y,
+        Δ,
+        w,
+        o,
+        Numbers(*numbers),
+        options,
+        is_soft=is_sigmoid and y.is_floating_point(),
+        axis=None if is_sigmoid else axis,
+        is_sigmoid=is_sigmoid,
+        look=False,
+    )
 
 
-def _flat(z: Tensor, batch: Batch) -> dict[str, Any]:
-    """The operator's arguments, by name."""
+def _flat(batch: Batch) -> tuple[Any, ...]:
+    """The operator's arguments between the logits and whether their gradient is wanted."""
     options = batch.options
     total_weight, total_examples = options.totals or (None, None)
-    return {
-        "z": z,
-        "y": batch.y,
-        "margins": batch.Δ,
-        "class_weight": batch.w,
-        "total_weight": total_weight,
-        "total_examples": total_examples,
-        "numbers": [*batch.numbers],
-        "axis": options.axis,
-        "ignore_index": options.ignore_index,
-        "reduction": options.reduction,
-    }
+    vectors = (batch.Δ, batch.w, batch.o)
+    settings = (options.axis, options.ignore_index, options.reduction, batch.is_sigmoid)
+    totals = (total_weight, total_examples)
+    return batch.y, options.where, *vectors, *totals, [*batch.numbers], *settings
 
 
-@operator.register_fake
+@torch.library.register_fake(_NAME)  # type: ignore[untyped-decorator]
 def _(z: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    *_, reduction, with_grad = others
+    *_, reduction, _, with_grad = others
     loss = y.new_empty(y.shape if reduction == "none" else (), dtype=torch.float32)
-    return loss, torch.empty_like(z, dtype=torch.float32) if with_grad else z.new_empty(0)
+    grad = torch.empty_like(z.contiguous() if others[-2] else z, dtype=torch.float32)
+    return loss, grad if with_grad else z.new_empty(0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.settings = inputs[6:-1]
+    ctx.settings = inputs[_TENSORS:-1]
     ctx.set_materialize_grads(False)  # or the backward pass gets zeros of the logits' size
-    ctx.save_for_backward(*inputs[:6], output[1])
+    ctx.save_for_backward(*inputs[:_TENSORS], output[1])
 
 
 def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * 11
+        return (None,) * (_TENSORS + len(ctx.settings) + 1)
     z, *tensors, grad = ctx.saved_tensors
-    batch = _batch(tensors, ctx.settings)
+    batch = _batch((*tensors, *ctx.settings))
     if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
         grad = gradient(z, batch)
-    return (along_classes(upstream, batch.axis) * grad).to(z.dtype), *[None] * 10
+    grad = (along_classes(upstream, batch.axis) * grad).to(z.dtype)
+    return grad, *[None] * (_TENSORS + len(ctx.settings))
 
 
-operator.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

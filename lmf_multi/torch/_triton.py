@@ -4,11 +4,16 @@ The forward pass reads the logits once; the backward pass reads them once more a
 gradient, multiplied by the upstream gradient already and in the logits' dtype. That is 3 transfers
 of the logits' size and no buffer beside logits and gradient. Keeping the gradient from the forward
 pass would be 2, and 2 more for its product with the upstream gradient.
+
+In the environment ``LMF_MULTI_TRITON=0`` turns it off, ``1`` is the default, and ``always`` lets
+CPU tensors take it too, which only Triton's interpreter runs (TRITON_INTERPRET=1); it is read
+whenever a loss is computed.
 """
 
 import importlib.util
 import logging
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -21,6 +26,7 @@ from lmf_multi.torch._preparation import Batch, gradient
 from lmf_multi.torch._tensors import as_long, is_plain
 
 _LOG = logging.getLogger("lmf_multi")
+_SWITCH = "LMF_MULTI_TRITON"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TILE = 4096  # elements of a program, 32 for each of its threads
 _LONGEST_ROW = 2**16  # that stays in registers, in bytes of the dtype of its arithmetic
@@ -40,8 +46,25 @@ def available() -> bool:
 
 
 def takes_fused(z: Tensor, batch: Batch) -> bool:
-    """Whether the logits are numbers on a CUDA device, and ``fused_loss`` takes them."""
-    return z.is_cuda and is_plain(z) and supports(z, batch)
+    """Whether the logits are numbers on a device where it is wanted, and ``fused_loss`` takes them.
+
+    On CUDA devices; on CPUs where the environment says so, and the CPU kernel does not take them.
+    """
+    return (
+        is_plain(z)  # first, for what compiles does not look at the environment
+        and z.device.type in _wanted_on(os.environ.get(_SWITCH, "1"))
+        and supports(z, batch)
+    )
+
+
+@cache
+def _wanted_on(setting: str) -> tuple[str, ...]:
+    """The types of device, by one of the values that have a meaning."""
+    if setting not in ("", "0", "1", "always"):
+        raise ValueError(
+            f"{_SWITCH} must be 0, 1 or always, got {setting!r}; 0 turns the Triton kernel off"
+        )
+    return {"0": (), "always": ("cpu", "cuda")}.get(setting, ("cuda",))
 
 
 def supports(z: Tensor, batch: Batch) -> bool:
@@ -81,10 +104,9 @@ def fused_loss(z: Tensor, batch: Batch) -> Tensor:
     y, where, α = batch.y, batch.options.where, batch.numbers.alpha
     if not batch.is_soft:  # the kernel casts to int64
         y = (as_long(y) if y.dtype == torch.uint64 else y).contiguous()
-    where, Δ, w = (
-        None if v is None else v.contiguous() for v in (where, batch.Δ if α else None, batch.w)
-    )
-    batch = batch._replace(y=y, Δ=Δ, w=w, options=batch.options.but(where=where))
+    given = (where, batch.Δ if α else None, batch.w, batch.o)
+    where, Δ, w, o = (None if v is None else v.contiguous() for v in given)
+    batch = batch._replace(y=y, Δ=Δ, w=w, o=o, options=batch.options.but(where=where))
     loss: Tensor = _FusedLoss.apply(z, batch)
     return loss
 
@@ -172,7 +194,7 @@ def _sum(total: Tensor | None, like: Tensor) -> Tensor | None:
 def _launch(z: Tensor, batch: Batch, run: _Pass) -> None:
     from lmf_multi.torch import _triton_kernels as kernels
 
-    (y, Δ, w, numbers, options, soft, *_), tile = batch, _tile(z, batch)
+    (y, Δ, w, o, numbers, options, soft, *_), tile = batch, _tile(z, batch)
     layout, C, ignored = layout_of(z, y, options.axis), z.shape[options.axis], options.ignore_index
     assert layout is not None, "supports() refuses these strides"
     (z_outer, z_inner, z_class), (y_outer, y_inner, y_class) = layout.z, layout.y
@@ -184,6 +206,7 @@ def _launch(z: Tensor, batch: Batch, run: _Pass) -> None:
             where=options.where,
             Δ=Δ,
             w=w,
+            o=o,
             **run._asdict(),
             N=z.numel() // C,
             inner=layout.inner,

@@ -29,6 +29,7 @@ def mixture(
     where,  # (N,) or None
     Δ,  # (C,), or None without LDAM
     w,  # (C,) or None
+    o,  # (C,), added to the logits, or None
     out,  # forward: losses (N,), or with REDUCED (4, programs), sums for ``finish``
     statistics,  # (3, N), kept for the backward pass of rows longer than BLOCK
     grad,  # backward: gradient of the logits, in their dtype; None in the forward pass
@@ -98,17 +99,17 @@ def mixture(
     if SOFT or SMOOTHED:
         ε = tl.full([], smoothing, DTYPE)
         ldam, focal, W = _all_classes(
-            z, y, Δ, w, grad, valid, inside, presence, a, b, γ, s, ε,
+            z, y, Δ, w, o, grad, valid, inside, presence, a, b, γ, s, ε,
             z_class, y_class, grad_class, C, BLOCK, DTYPE, SOFT, SMOOTHED, FOCAL,
         )  # fmt: skip
     elif C <= BLOCK:
         ldam, focal, W = _one_class(
-            z, y, Δ, w, grad, valid, inside, presence, a, b, γ, s,
+            z, y, Δ, w, o, grad, valid, inside, presence, a, b, γ, s,
             z_class, grad_class, C, BLOCK, DTYPE, FOCAL,
         )  # fmt: skip
     else:
         ldam, focal, W = _one_class_online(
-            z, y, Δ, w, grad, statistics + rows, N, valid, inside, presence, a, b, γ, s,
+            z, y, Δ, w, o, grad, statistics + rows, N, valid, inside, presence, a, b, γ, s,
             z_class, grad_class, C, BLOCK, DTYPE, FOCAL,
         )  # fmt: skip
 
@@ -196,17 +197,20 @@ def _targets(
 
 @triton.jit
 def _one_class(
-    z, y, Δ, w, grad, valid, inside, presence, a, b, γ, s,
+    z, y, Δ, w, o, grad, valid, inside, presence, a, b, γ, s,
     z_class, grad_class,
     C: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr, FOCAL: tl.constexpr,
 ):  # fmt: skip
     """w LDAM_y, w Focal_y and w_y of each example, or its gradient stored."""
-    x, in_row, is_y = _logits(z, y, inside, 0, z_class, C, BLOCK, DTYPE)
+    x, lost, in_row, is_y = _logits(z, y, o, inside, 0, z_class, C, BLOCK, DTYPE)
     z_y = tl.sum(tl.where(is_y, x, 0.0), 0)
+    lost_y = z_y
+    if o is not None:
+        lost_y = tl.sum(tl.where(is_y, lost, 0.0), 0)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     x = tl.where(is_y | ~valid[None, :], -_INF, x)
-    M = _at_least(tl.max(x, 0), -_LARGE)
-    x = x - M[None, :]
+    M = _below(_at_least(tl.max(x, 0), -_LARGE), o)
+    x = _above(x, M[None, :], lost, o)
     e_s, S_s, e, S = x, M, x, M
     if Δ is not None:
         e_s = _exps(x, s)
@@ -214,7 +218,9 @@ def _one_class(
     if FOCAL:
         e = _exps(x, 1.0)
         S = _at_least(tl.sum(e, 0), 1.0)
-    ldam, focal, W, G_s, G = _row(z_y, M, S_s, S, y, Δ, w, valid, presence, a, b, γ, s, C, FOCAL)
+    ldam, focal, W, G_s, G = _row(
+        z_y, lost_y, M, S_s, S, y, Δ, w, o, valid, presence, a, b, γ, s, C, FOCAL
+    )
     if grad is not None:
         g = _row_gradient(e_s, S_s, G_s, e, S, G, is_y, Δ, FOCAL)
         _store(grad, g, in_row, 0, grad_class, BLOCK)
@@ -223,23 +229,27 @@ def _one_class(
 
 @triton.jit
 def _one_class_online(
-    z, y, Δ, w, grad, statistics, N, valid, inside, presence, a, b, γ, s,
+    z, y, Δ, w, o, grad, statistics, N, valid, inside, presence, a, b, γ, s,
     z_class, grad_class,
     C: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr, FOCAL: tl.constexpr,
 ):  # fmt: skip
     """The same where a row is longer than a block; its maximum and sums stay for the gradient."""
     z_y = tl.load(z + y * z_class, valid & (y < C), 0.0).to(DTYPE)
+    lost_y = z_y
+    if o is not None:
+        z_y, lost_y = _difference(z_y, -tl.load(o + y, valid & (y < C), 0.0).to(DTYPE))
     if grad is None:
         M = tl.zeros_like(presence) - _LARGE
         S_s, S = tl.zeros_like(presence), tl.zeros_like(presence)
         for start in range(0, C, BLOCK):
-            x, in_row, is_y = _logits(z, y, inside, start, z_class, C, BLOCK, DTYPE)
+            x, lost, _, is_y = _logits(z, y, o, inside, start, z_class, C, BLOCK, DTYPE)
             x = tl.where(is_y | ~valid[None, :], -_INF, x)
-            m = _at_least(tl.max(x, 0), M)
+            m = _below(_at_least(tl.max(x, 0), M), o)
+            x = _above(x, m[None, :], lost, o)
             if Δ is not None:
-                S_s = S_s * _exps(M - m, s) + tl.sum(_exps(x - m[None, :], s), 0)
+                S_s = S_s * _exps(M - m, s) + tl.sum(_exps(x, s), 0)
             if FOCAL:
-                S = S * _exps(M - m, 1.0) + tl.sum(_exps(x - m[None, :], 1.0), 0)
+                S = S * _exps(M - m, 1.0) + tl.sum(_exps(x, 1.0), 0)
             M = m
         S_s, S = _at_least(S_s, 1.0), _at_least(S, 1.0)
         tl.store(statistics, M, inside)
@@ -248,11 +258,13 @@ def _one_class_online(
     else:
         M = tl.load(statistics, inside, 0.0)
         S_s, S = tl.load(statistics + N, inside, 1.0), tl.load(statistics + 2 * N, inside, 1.0)
-    ldam, focal, W, G_s, G = _row(z_y, M, S_s, S, y, Δ, w, valid, presence, a, b, γ, s, C, FOCAL)
+    ldam, focal, W, G_s, G = _row(
+        z_y, lost_y, M, S_s, S, y, Δ, w, o, valid, presence, a, b, γ, s, C, FOCAL
+    )
     if grad is not None:
         for start in range(0, C, BLOCK):
-            x, in_row, is_y = _logits(z, y, inside, start, z_class, C, BLOCK, DTYPE)
-            x = tl.where(is_y | ~valid[None, :], -_INF, x) - M[None, :]
+            x, lost, in_row, is_y = _logits(z, y, o, inside, start, z_class, C, BLOCK, DTYPE)
+            x = _above(tl.where(is_y | ~valid[None, :], -_INF, x), M[None, :], lost, o)
             g = _row_gradient(_exps(x, s), S_s, G_s, _exps(x, 1.0), S, G, is_y, Δ, FOCAL)
             _store(grad, g, in_row, start, grad_class, BLOCK)
     return ldam, focal, W
@@ -260,17 +272,39 @@ def _one_class_online(
 
 @triton.jit
 def _logits(
-    z, y, inside, start, z_class,
+    z, y, o, inside, start, z_class,
     C: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Classes × rows of logits, -inf outside; which of them there are, and which are labelled.
+    """Classes × rows of logits, -inf outside, and with an adjustment what adding it lost; which of
+    them there are, and which are labelled.
 
     Masked rows too, so that the load neither waits for the labels nor falls apart into elements.
     """
     cols = start + tl.arange(0, BLOCK)
     in_row = (cols < C)[:, None] & inside[None, :]
     x = tl.load(z[None, :] + (cols * z_class)[:, None], in_row, -_INF).to(DTYPE)
-    return x, in_row, cols[:, None] == y[None, :]
+    lost = x
+    if o is not None:
+        x, lost = _difference(x, -tl.load(o + cols, cols < C, 0.0).to(DTYPE)[:, None])
+    return x, lost, in_row, cols[:, None] == y[None, :]
+
+
+@triton.jit
+def _below(M, o):
+    """A little less than the largest of adjusted logits, which was rounded: without rounding it is
+    above, so that its exponential is 1 or more."""
+    if o is not None:
+        M -= tl.abs(M) * (2.0**-23 if M.dtype == tl.float32 else 2.0**-52)
+    return M
+
+
+@triton.jit
+def _above(x, M, lost, o):
+    """x - M, with what x has lost: M is about as large as x, the difference need not be."""
+    x = x - M
+    if o is not None:
+        x += lost
+    return x
 
 
 @triton.jit
@@ -281,8 +315,9 @@ def _store(grad, g, in_row, start, grad_class, BLOCK: tl.constexpr):
 
 @triton.jit
 def _row(
-    z_y, M, S_s, S, y, Δ, w, valid, presence, a, b, γ, s, C: tl.constexpr, FOCAL: tl.constexpr
-):
+    z_y, lost, M, S_s, S, y, Δ, w, o, valid, presence, a, b, γ, s,
+    C: tl.constexpr, FOCAL: tl.constexpr,
+):  # fmt: skip
     """Terms of the labelled class times its weight, that weight, and ∂L/∂ω of each term."""
     W = presence
     if w is not None:
@@ -291,10 +326,10 @@ def _row(
     G_s, G = ldam, focal
     if Δ is not None:
         margin = tl.load(Δ + y, valid & (y < C), 0.0).to(presence.dtype)
-        ldam, slope = _ldam(_log_odds(z_y, M, S_s, s, margin), s)
+        ldam, slope = _ldam(_log_odds(z_y, M, S_s, s, margin, lost, o), s)
         ldam, G_s = _times(W, ldam), tl.where(valid, a * (W * slope), 0.0)
     if FOCAL:
-        focal, slope = _focal(_log_odds(z_y, M, S, 1.0, 0.0), γ)
+        focal, slope = _focal(_log_odds(z_y, M, S, 1.0, 0.0, lost, o), γ)
         focal, G = _times(W, focal), tl.where(valid, b * (W * slope), 0.0)
     return ldam, focal, W, G_s, G
 
@@ -313,7 +348,7 @@ def _row_gradient(e_s, S_s, G_s, e, S, G, is_y, Δ, FOCAL: tl.constexpr):
 
 @triton.jit
 def _all_classes(
-    z, y, Δ, w, grad, valid, inside, presence, a, b, γ, s, ε,
+    z, y, Δ, w, o, grad, valid, inside, presence, a, b, γ, s, ε,
     z_class, y_class, grad_class,
     C: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr,
     SOFT: tl.constexpr, SMOOTHED: tl.constexpr, FOCAL: tl.constexpr,
@@ -325,13 +360,15 @@ def _all_classes(
     """
     cols = tl.arange(0, BLOCK)
     if SOFT:
-        x, in_row, _ = _logits(z, valid, inside, 0, z_class, C, BLOCK, DTYPE)
+        x, lost, in_row, _ = _logits(z, valid, o, inside, 0, z_class, C, BLOCK, DTYPE)
         q = tl.load(y[None, :] + (cols * y_class)[:, None], in_row, 0.0).to(DTYPE)
         q = tl.where(valid[None, :], q, 0.0)
     else:
-        x, in_row, is_y = _logits(z, y, inside, 0, z_class, C, BLOCK, DTYPE)
+        x, lost, in_row, is_y = _logits(z, y, o, inside, 0, z_class, C, BLOCK, DTYPE)
         q = tl.where(is_y, presence[None, :], 0.0)
     x = tl.where(valid[None, :], x, 0.0)
+    if o is not None:
+        lost = tl.where(valid[None, :], lost, 0.0)
     w_j = tl.full([BLOCK], 1.0, DTYPE)
     if w is not None:
         w_j = tl.load(w + cols, cols < C, 0.0).to(DTYPE)
@@ -344,20 +381,20 @@ def _all_classes(
     top = tl.min(tl.where(x == M[None, :], cols[:, None], BLOCK), 0)
     is_top = cols[:, None] == top[None, :]
     others = tl.where(is_top, -_INF, x)
-    M_others = _at_least(tl.max(others, 0), -_LARGE)
+    M, M_others = _below(M, o), _below(_at_least(tl.max(others, 0), -_LARGE), o)
     M_j = tl.where(is_top, M_others[None, :], M[None, :])
-    others = others - M_others[None, :]
+    others = _above(others, M_others[None, :], lost, o)
 
     ldam, focal, g = tl.zeros_like(presence), tl.zeros_like(presence), tl.zeros_like(x)
     if Δ is not None:
         margins = tl.load(Δ + cols, cols < C, 0.0).to(DTYPE)[:, None]
-        e, S, r_top = _sums_of_others(x, M, others, is_top, s)
-        ldam_j, slope = _ldam(_log_odds(x, M_j, S, s, margins), s)
+        e, S, r_top = _sums_of_others(x, M, lost, o, others, is_top, s)
+        ldam_j, slope = _ldam(_log_odds(x, M_j, S, s, margins, lost, o), s)
         ldam = tl.sum(_times(q, ldam_j), 0)
         g += _chain(a[None, :] * (q * slope), e, S, r_top, is_top)
     if FOCAL:
-        e, S, r_top = _sums_of_others(x, M, others, is_top, 1.0)
-        focal_j, slope = _focal(_log_odds(x, M_j, S, 1.0, 0.0), γ)
+        e, S, r_top = _sums_of_others(x, M, lost, o, others, is_top, 1.0)
+        focal_j, slope = _focal(_log_odds(x, M_j, S, 1.0, 0.0, lost, o), γ)
         focal = tl.sum(_times(q, focal_j), 0)
         g += _chain(b[None, :] * (q * slope), e, S, r_top, is_top)
     if grad is not None:
@@ -367,9 +404,9 @@ def _all_classes(
 
 
 @triton.jit
-def _sums_of_others(x, M, others, is_top, s):
+def _sums_of_others(x, M, lost, o, others, is_top, s):
     """Exponentials, their sum over k ≠ j for every j, and r of the largest class."""
-    e, e_others = _exps(x - M[None, :], s), _exps(others, s)
+    e, e_others = _exps(_above(x, M[None, :], lost, o), s), _exps(others, s)
     S_others = _at_least(tl.sum(e_others, 0), 1.0)[None, :]
     S = tl.where(is_top, S_others, tl.sum(e, 0)[None, :] - e)
     return e, S, e_others / S_others
@@ -384,11 +421,15 @@ def _chain(G, e, S, r_top, is_top):
 
 
 @triton.jit
-def _log_odds(z, M, S, s, Δ):
-    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
-    d, lost = _difference(z, M)
-    h, also_lost = _difference(d, Δ)
-    return s * h + (s * (lost + also_lost) - tl.log(S))
+def _log_odds(z, M, S, s, Δ, lost, o):
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back; with
+    an adjustment that of z too."""
+    d, of_M = _difference(z, M)
+    h, of_margin = _difference(d, Δ)
+    errors = of_M + of_margin
+    if o is not None:
+        errors += lost
+    return s * h + (s * errors - tl.log(S))
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """PyTorch's compiled CPU kernel, beside the suite of every backend: layouts and sizes."""
 
+import contextlib
 import ctypes
 import dataclasses
 import os
@@ -15,6 +16,7 @@ from lmf_multi import _kernel, reference
 from tests.adapters import Torch as TorchAdapter
 from tests.cases import Case, Result, rounded
 from tests.checks import refuses
+from tests.engines import without_kernel
 from tests.frameworks import load, need_kernel
 from tests.hard import hard_examples
 
@@ -32,9 +34,9 @@ def cpu(torch):
 @pytest.fixture
 def calls(cpu, monkeypatch):
     """One entry for each call of the kernel."""
-    calls, kernel = [], _kernel.library().lmf_multi_one_class
+    calls, kernel = [], _kernel.library().lmf_multi_loss
     spy = lambda call: calls.append(1) or kernel(call)  # noqa: E731
-    monkeypatch.setattr(_kernel.library(), "lmf_multi_one_class", spy)
+    monkeypatch.setattr(_kernel.library(), "lmf_multi_loss", spy)
     return calls
 
 
@@ -50,9 +52,12 @@ def check(torch, z, y, **options):
         np.linspace(0.5, 2, C),
         where=where.numpy(),
         dtype=str(z.dtype).removeprefix("torch."),
+        logit_adjustment=options.pop("logit_adjustment", 0.0),
         reduction=options.get("reduction", "mean"),
     )
-    margins, weights = (torch.tensor(v, dtype=torch.float32) for v in case.vectors)
+    vectors = (*case.vectors, case.adjustments)
+    given = (None if v is None else torch.tensor(v, dtype=torch.float32) for v in vectors)
+    margins, weights, options["logit_adjustment"] = given
     loss = load("lmf_multi.torch").lmf_loss(z, y, margins, weights, **options)
     (grad,) = torch.autograd.grad(loss.sum(), z)
     assert grad.stride() == torch.empty_like(z).stride()
@@ -91,7 +96,8 @@ def test_layouts(torch, calls, layout, C, dtype):
         y[RNG.random(y.shape) < 0.2] = -100
         for reduction in ("none", "mean", "batch_mean"):
             check(torch, z, y, reduction=reduction)
-    assert len(calls) == 9
+        check(torch, z, y, logit_adjustment=1.5)
+    assert len(calls) == 12
 
 
 @pytest.mark.parametrize("C", [4, 128])
@@ -112,6 +118,85 @@ def test_every_half(torch, calls, C, dtype):
     assert len(calls) == 2
 
 
+ELEMENTS = {  # of logits with the label axis second, and what they are made of
+    "labels last": lambda x: x,
+    "columns": lambda x: x.t().contiguous().t(),
+    "pixels": lambda x: x.view(3, -1, x.shape[1]).movedim(-1, 1).contiguous(),
+    "channels last": lambda x: x.view(3, -1, x.shape[1]).movedim(-1, 1),
+    "every second": lambda x: x.repeat_interleave(2, 0)[::2],
+}
+
+
+@pytest.mark.parametrize("labels", ["float", "bool", "int", "between"])
+@pytest.mark.parametrize("L", [1, 3, 16, 70])
+@pytest.mark.parametrize("layout", ELEMENTS)
+def test_elements(torch, calls, layout, L, labels):
+    """Of one label and of several, in any layout, with and without vectors for each and masks."""
+    sigmoid_lmf_loss = load("lmf_multi.torch").sigmoid_lmf_loss
+    generator = torch.Generator().manual_seed(0)
+    x = ELEMENTS[layout](torch.randn(999, L, generator=generator) * 3).requires_grad_()
+    t = torch.rand(x.shape, generator=generator)
+    t = t if labels == "between" else (t < 0.3).to(getattr(torch, labels))
+    of_each = torch.rand(L, 2, generator=generator) / 2
+    masks = {"where": torch.rand(x.shape, generator=generator) < 0.8}
+    if labels in ("float", "int"):
+        t = t.where(torch.rand(x.shape, generator=generator) < 0.9, -100)
+    smooth = masks | {"reduction": "none", "label_smoothing": 0.1}
+    for vectors in ([of_each, of_each + 1], [of_each[0], of_each + 1], [of_each[0], None]):
+        added = [{"logit_adjustment": added} for added in (of_each[0, 0] - 2, of_each[:, 1] - 3)]
+        for options in ({}, smooth, added[0], smooth | added[1], added[1]):
+            results = []
+            for setting in (without_kernel(), contextlib.nullcontext()):
+                with setting:
+                    loss = sigmoid_lmf_loss(x, t, *vectors, **options)
+                    (grad,) = torch.autograd.grad(loss.sum(), x)
+                results += [loss, grad]
+            for expected, actual in zip(results[:2], results[2:], strict=True):
+                # of a label between, whose two gradients of up to 70 may cancel
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=3e-5)
+    assert len(calls) == 15
+
+
+def test_probabilities_out_of_range(torch, calls):
+    """The kernel tells, and the operations say it."""
+    loss = load("lmf_multi.torch").SigmoidLMFLoss(10, 90)
+    t = torch.zeros(500)
+    for t[400] in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 1\]"):
+            loss(torch.zeros(500), t)
+    t[400] = torch.nan
+    assert loss(torch.zeros(500), t).isnan() and len(calls) == 3
+
+
+def test_a_label_to_ignore_that_float32_has_not(torch, calls):
+    """2^24 + 1, which would be the same as 2^24."""
+    loss = load("lmf_multi.torch").SigmoidLMFLoss(10, 90, ignore_index=2**24 + 1)
+    with pytest.raises(ValueError, match=r"got 1.67772e"):
+        loss(torch.zeros(50), torch.full((50,), 2**24))
+    assert loss(torch.zeros(50), torch.full((50,), 2**24 + 1)) == 0 and not calls
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("layout", ["rows", "channels last", "every second row"])
+def test_half_gradients_in_their_own_memory(torch, calls, layout, dtype):
+    """The bits of ``to``, in two sizes of the logits; a graph that is kept keeps its gradient."""
+    dtype, C = getattr(torch, dtype), 7
+    z = LAYOUTS[layout](torch.randn(15_000, C)).to(dtype).requires_grad_()
+    y = torch.randint(0, C, (z.shape[0], *z.shape[2:]))
+    loss = load("lmf_multi.torch").LMFLoss(range(1, C + 1))(z, y)
+    (kept,) = torch.autograd.grad(loss, z, torch.tensor(0.7), retain_graph=True)
+    (grad,) = torch.autograd.grad(loss, z, torch.tensor(0.7))
+    assert torch.equal(grad, kept) and grad.stride() == kept.stride()
+    assert kept.untyped_storage().nbytes() == grad.untyped_storage().nbytes() / 2
+
+    def run():
+        torch.autograd.grad(load("lmf_multi.torch").LMFLoss(range(1, C + 1))(z, y), z)
+
+    peak = load("examples.bench.torch").peak_memory(run, "cpu")
+    assert peak <= 2.1 * z.numel() * z.itemsize
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("generation", [0, 1])
 def test_older_processors(torch, calls, generation):
     """The same code in the instructions of older ones; the newest this one has are tested above."""
@@ -126,6 +211,8 @@ def test_older_processors(torch, calls, generation):
                 test_layouts(torch, calls, layout, C, "bfloat16" if C == 7 else "float32")
                 calls.clear()
         test_hard_examples(torch, calls)
+        calls.clear()
+        test_elements(torch, calls, "labels last", 16, "between")
     finally:
         newest.value = found
 
@@ -213,13 +300,13 @@ z, y = np.linspace(-3, 3, N * C, dtype=np.float32), np.arange(N) % C
 results = []
 for threads in (1, 2, 3):
     grad = np.zeros_like(z)
-    call = _kernel.OneClassCall(
-        ctypes.sizeof(_kernel.OneClassCall), z=z.ctypes.data, y=y.ctypes.data,
+    call = _kernel.LossCall(
+        ctypes.sizeof(_kernel.LossCall), z=z.ctypes.data, y=y.ctypes.data,
         grad=grad.ctypes.data, N=N, C=C, inner=1, z_strides=(C, 0, 1), grad_strides=(C, 0, 1),
         ignore_index=-1, beta=1, gamma=2, scale=1, by_examples=1, threads=threads,
         total_weight=np.nan, total_examples=np.nan,
     )
-    assert _kernel.library().lmf_multi_one_class(call) == 0
+    assert _kernel.library().lmf_multi_loss(call) == 0
     results.append((call.loss, grad.tobytes()))
 assert results[0] == results[1] == results[2]
 assert 1 < results[0][0] < 1.1 and grad.any()
@@ -387,12 +474,12 @@ def batch(torch, *shape):
     return z.requires_grad_(), y, load("lmf_multi.torch").LMFLoss(range(1, shape[1] + 1))
 
 
-@pytest.mark.parametrize("rows", [2340, 2341])
+@pytest.mark.parametrize("rows", [1170, 1171])
 def test_compiled_batches_worth_a_call(torch, calls, rows):
-    """From 2^14 logits on; the same bits as eagerly."""
+    """From 2^13 logits on; the same bits as eagerly."""
     z, y, loss = batch(torch, rows, 7)
     value = compiled(torch, loss)(z, y)
-    assert len(calls) == (rows == 2341)
+    assert len(calls) == (rows == 1171)
     (grad,) = torch.autograd.grad(value, z)
     if calls:
         expected = loss(z, y)
@@ -436,7 +523,7 @@ def test_compiled_without_gradient(torch, operator, cpu):
     with torch.no_grad():
         assert torch.equal(compiled(torch, loss)(z, y), loss(z, y))
     assert len(operator) == 2
-    arguments = (z, y, None, None, None, None, [0.0, 1.0, 1.5, 1.0], 1, -100, "mean")
+    arguments = (z, y, *[None] * 6, [0.0, 1.0, 1.5, 1.0, 0.0], 1, -100, "mean", False)
     assert cpu.operator(*arguments, True)[1].shape == z.shape
     assert cpu.operator(*arguments, False)[1].shape == (0,)
 
@@ -477,20 +564,53 @@ def test_compiled_tensors_without_memory_are_refused(torch, operator, which):
         run(*tensors)
 
 
+def test_a_compiled_mask_without_memory_is_refused(torch, operator):
+    """The sigmoid form's, which the kernel reads too."""
+    x, t, where = torch.randn(30, 3), torch.rand(30, 3), torch.ones(30, 3, dtype=torch.bool)
+    loss = load("lmf_multi.torch").SigmoidLMFLoss(10, 90)
+    run = compiled(torch, lambda x, t, where: loss(x, t, where=where))
+    run(x, t, where)
+    assert operator
+    where.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="where must have memory for its shape"):
+        run(x, t, where)
+
+
 # of opcheck's own copies
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_operator_keeps_pytorchs_rules(torch, cpu):
     """Schema, shapes and strides without numbers, autograd, dynamic shapes."""
     z, y, loss = batch(torch, 5, 3, 4)
-    vectors, totals = [loss.margins.float(), loss.class_weight.float()], [torch.tensor(2.0)] * 2
-    numbers, focal, others = [1.5, 1.0, 1.5, 30.0], [0.0, 1.0, 1.5, 30.0], (1, -100)
+    pair, totals = [loss.margins.float(), loss.class_weight.float()], [torch.tensor(2.0)] * 2
+    vectors, plain = [*pair, loss.margins.float() - 2], [*pair, None]
+    numbers, focal, others = [1.5, 1.0, 1.5, 30.0, 0.0], [0.0, 1.0, 1.5, 30.0, 0.0], (1, -100)
     strided = torch.randn(5, 4, 3).movedim(-1, 1)
     halved = strided.bfloat16().requires_grad_()
+    of_labels = torch.tensor([[0.1, 0.5], [0.2, 0.3], [0.4, 0.1]])
+    t, where, smoothed = torch.rand(5, 3, 4), torch.rand(5, 3, 4) > 0.2, [*numbers[:4], 0.1]
+    added = torch.tensor([-1.0, 0.5, 0.0])
+    softmax, sigmoid = False, True
     for arguments in (
-        (z, y, *vectors, None, None, numbers, *others, "mean", True),
-        (z.detach(), y, *vectors, *totals, numbers, *others, "batch_mean", False),
-        (strided.requires_grad_(), y.int(), *[None] * 4, focal, *others, "none", True),
-        (halved, y, *vectors, None, None, numbers, *others, "none", True),
+        (z, y, None, *vectors, None, None, numbers, *others, "mean", softmax, True),
+        (z.detach(), y, None, *plain, *totals, numbers, *others, "batch_mean", softmax, False),
+        (strided.requires_grad_(), y.int(), *[None] * 6, focal, *others, "none", softmax, True),
+        (halved, y, None, *vectors, None, None, numbers, *others, "none", softmax, True),
+        (
+            z,
+            t,
+            where,
+            of_labels,
+            of_labels,
+            added,
+            None,
+            None,
+            smoothed,
+            *others,
+            "mean",
+            sigmoid,
+            True,
+        ),
+        (halved, t > 0.5, *[None] * 6, focal, *others, "none", sigmoid, True),
     ):
         torch.library.opcheck(cpu.operator, arguments)
 

@@ -1,6 +1,5 @@
 """The CPU kernel as XLA calls it, beside the suite of every backend, and where XLA does not."""
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmf_multi import _kernel
+from lmf_multi import _kernel, log_priors, reference
 from tests.adapters import Jax as JaxAdapter
 from tests.cases import Case, masked_case, rounded
 from tests.engines import without_kernel
@@ -21,7 +20,7 @@ from tests.hard import hard_examples
 
 RNG = np.random.default_rng(0)
 COUNTS = (625, 16, 1)
-CALL = "@lmf_multi_one_class"  # in the text of a program
+CALL = "@lmf_multi_loss"  # in the text of a program
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +73,86 @@ def test_hard_examples(C, term):
     for gamma in (0.0, 0.25, 1.5, 8.0) if term != "ldam" else (1.5,):
         numbers = {"term": term, "gamma": gamma, "scale": 64.0, "reduction": "none"}
         logits = rounded(logits, "float32")
-        case = Case(logits, labels, tuple(range(1, C + 1)), dtype="float32", **numbers)
-        case.check(JaxAdapter("jit")(case))
+        for tau in (0.0, 1.5):
+            options = numbers | {"logit_adjustment": tau}
+            case = Case(logits, labels, tuple(range(1, C + 1)), dtype="float32", **options)
+            case.check(JaxAdapter("jit")(case))
 
 
 def test_programs_for_one_cpu_call_it(jax, losses):
     z, y = batch(6, 3)
-    program = step(jax, losses.LMFLoss(COUNTS)).lower(z, y)
-    assert CALL in program.as_text()
+    for tau in (0.0, 1.0):
+        program = step(jax, losses.LMFLoss(COUNTS, logit_adjustment=tau)).lower(z, y)
+        assert CALL in program.as_text()
     with without_kernel():
         assert CALL not in step(jax, losses.LMFLoss(COUNTS)).lower(z, y).as_text()
     with jax.enable_x64(True):
         text = step(jax, losses.LMFLoss(COUNTS)).lower(z.astype("float64"), y).as_text()
     assert CALL not in text
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(300, 14), (2, 14, 30, 5), (2, 1, 40, 40), (77,)], ids=str)
+def test_the_sigmoid_form_calls_it(jax, losses, shape, tau):
+    """With labels between 0 and 1 too, masks, and what is mapped over; as operations have it."""
+    jnp, L = jax.numpy, shape[1] if len(shape) > 1 else 1
+    x = jnp.asarray(RNG.normal(0, 3, shape), "float32")
+    counts = (RNG.integers(1, 90, L), RNG.integers(90, 900, L)) if L > 1 else (10, 90)
+    options = {"axis": min(1, len(shape) - 1), "reduction": "none", "logit_adjustment": tau}
+    loss = losses.SigmoidLMFLoss(*counts, **options)
+    where = jnp.asarray(RNG.random(shape) < 0.8)
+    for t in (RNG.integers(0, 2, shape), jnp.asarray(RNG.random(shape), "float32")):
+
+        def value(x, t=t):
+            return loss(x, t, where=where)
+
+        def each(x, value=value):
+            loss, pull = jax.vjp(value, x)
+            return loss, *pull(jnp.ones_like(loss))
+
+        program = jax.jit(each)
+        assert CALL in program.lower(x).as_text()
+        actual = program(x)
+        with without_kernel():
+            expected = jax.jit(lambda x, each=each: each(x))(x)
+        for one, other in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        mapped = jax.jit(jax.vmap(each))
+        assert CALL in mapped.lower(x[None]).as_text()
+        for one, other in zip(mapped(jnp.stack([x, -x])), actual, strict=True):
+            np.testing.assert_allclose(one[0], other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("vectors", [(2,), (4, 2)], ids=str)
+@pytest.mark.parametrize("added", [(), (4,)], ids=str)
+def test_an_adjustment_by_label_of_vectors_that_are_not(jax, losses, added, vectors):
+    """And the other way round; the kernel takes all of them by label."""
+    x, t = jax.numpy.asarray(RNG.normal(0, 3, (9, 4)), "float32"), RNG.integers(0, 2, (9, 4))
+    margins, w = RNG.random((2, *vectors)).astype("float32") + 0.1
+    numbers = {"logit_adjustment": jax.numpy.asarray(RNG.normal(0, 2, added), "float32")}
+
+    def of(x):
+        return losses.sigmoid_lmf_loss(x, t, margins, w, **numbers).sum()
+
+    run = jax.jit(jax.value_and_grad(of))
+    assert CALL in run.lower(x).as_text()
+    value, grad = run(x)
+    numbers = {name: np.asarray(number) for name, number in numbers.items()} | {"reduction": "sum"}
+    exact = reference.sigmoid_lmf_loss_and_grad(np.asarray(x), t, margins, w, **numbers)
+    np.testing.assert_allclose(value, exact[0], rtol=1e-5)
+    np.testing.assert_allclose(grad, exact[1], rtol=1e-5, atol=1e-6)
+
+
+def test_learned_probabilities(jax, losses):
+    """Their gradient, which is not the logits', is that of the operations."""
+    jnp, loss = jax.numpy, losses.SigmoidLMFLoss(10, 90)
+    x, t = (jnp.asarray(RNG.random(50), "float32") for _ in range(2))
+    of_labels = jax.grad(lambda x, t: loss(x, t), 1)
+    actual = jax.jit(of_labels)(x, t)
+    with without_kernel():
+        expected = jax.jit(lambda x, t: of_labels(x, t))(x, t)
+    assert actual.any()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_no_gradient_is_computed_that_nobody_wants(jax, losses):
@@ -154,7 +220,7 @@ def test_impossible_classes(jax, losses, shares):
 def test_mapped_axes_are_more_rows(jax, losses):
     """Whichever of logits and labels is mapped over, from any place, and twice."""
     z, y = batch(2, 5, 4, 3)
-    loss = losses.LMFLoss(COUNTS, reduction="none")
+    loss = losses.LMFLoss(COUNTS, reduction="none", logit_adjustment=1.0)
     expected = loss(z, y)
 
     def check(f, *arguments):
@@ -180,6 +246,13 @@ def test_numbers_that_are_mapped_over_take_operations(jax, losses):
     values = jax.vmap(lambda gamma: loss.replace(gamma=gamma)(z, y))(np.array([0.5, 2.0]))
     assert expected[0] != expected[1]
     np.testing.assert_allclose(values, expected, rtol=1e-6)
+    # so does what is added to the logits
+    with without_kernel():
+        expected = [losses.LMFLoss(COUNTS, logit_adjustment=tau)(z, y) for tau in (0.5, 2.0)]
+    added = np.outer([0.5, 2.0], log_priors(COUNTS))
+    values = jax.vmap(lambda added: loss.replace(logit_adjustment=added)(z, y))(added)
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
     # as are the means of each part of a batch
     z, y = batch(2, 6, 3)
     with without_kernel():
@@ -190,10 +263,13 @@ def test_numbers_that_are_mapped_over_take_operations(jax, losses):
 def test_derivatives_of_every_kind(jax, losses):
     """Hessians, forward mode, a learned number: what the operations give."""
     z, y = batch(4, 3)
-    loss = losses.LMFLoss(COUNTS, scale=2.0)
+    loss = losses.LMFLoss(COUNTS, scale=2.0, logit_adjustment=0.5)
 
     def learned(gamma, z):
         return loss.replace(gamma=gamma)(z, y)
+
+    def of_added(added):
+        return loss.replace(logit_adjustment=added)(z, y)
 
     def derivatives():
         yield jax.hessian(loss)(z, y)
@@ -201,6 +277,7 @@ def test_derivatives_of_every_kind(jax, losses):
         yield jax.jit(jax.jacfwd(jax.checkpoint(loss)))(z, y)
         yield jax.jvp(lambda z: jax.grad(loss)(z, y), (z,), (z,))[1]
         yield jax.jit(jax.grad(learned))(1.5, z)
+        yield jax.jit(jax.grad(of_added))(jax.numpy.asarray(loss.logit_adjustment))
         yield jax.jit(jax.grad(jax.grad(learned)))(1.5, z)
         yield jax.jit(jax.jacrev(jax.grad(learned), 1))(1.5, z)
         yield jax.jit(jax.grad(lambda z: jax.grad(loss)(z, y).max() * loss(z, y)))(z)
@@ -238,14 +315,14 @@ from lmf_multi.jax import LMFLoss
 
 rng = np.random.default_rng(0)
 z, y = rng.normal(0, 3, (8, 4)).astype("float32"), rng.integers(0, 4, 8)
-loss = LMFLoss((40, 8, 3, 1))
+loss = LMFLoss((40, 8, 3, 1), logit_adjustment=1.0)
 run = jax.jit(jax.value_and_grad(loss))
 value, grad = run(z, y)
-assert "@lmf_multi_one_class" in run.lower(z, y).as_text()
+assert "@lmf_multi_loss" in run.lower(z, y).as_text()
 
 def check(name, run, *arguments):
     program = run.lower(*arguments)
-    assert "@lmf_multi_one_class" not in program.as_text(), name
+    assert "@lmf_multi_loss" not in program.as_text(), name
     found = program.compile()(*arguments)
     np.testing.assert_allclose(found[0], value, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(found[1], grad, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -262,7 +339,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
             check(f"{kind} {spec}, set", run, *some)
             check(f"{kind} {spec}, whole, set", run, z, y)
 mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
-each = LMFLoss((40, 8, 3, 1), reduction="none")
+each = LMFLoss((40, 8, 3, 1), reduction="none", logit_adjustment=1.0)
 value, grad = each(z, y), jax.grad(lambda z: each(z, y).sum())(z)
 specs = dict(mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
 for checked in (True, False):
@@ -312,17 +389,19 @@ def test_many_callers_at_once(jax, losses):
             np.testing.assert_array_equal(grad, expected[1])
 
 
-def test_memory(jax, losses):
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_memory(jax, losses, tau):
     """None beside the gradient but some for each example."""
     z, y = batch(512, 1000)
-    memory = step(jax, losses.LMFLoss(range(1, 1001))).lower(z, y).compile().memory_analysis()
+    run = step(jax, losses.LMFLoss(range(1, 1001), logit_adjustment=tau))
+    memory = run.lower(z, y).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.02 * z.nbytes
 
 
 @pytest.mark.parametrize("reason", ["not compiled", "unknown to JAX"])
 def test_absence_is_said_once(jax, losses, cpu, monkeypatch, caplog, reason):
     if reason == "not compiled":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(_kernel, "_LIBRARY", Path("absent"))
     else:
 
         def refuse(*arguments, **options):
@@ -387,8 +466,10 @@ def test_an_unknown_label_reads_and_writes_nothing_else(jax, cpu, C, label):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((N,), (N, C))]
     call = jax.ffi.ffi_call(CALL.removeprefix("@"), shapes)
     numbers = jnp.array([1.5, 30.0, 1.5, 1.0], jnp.float32)  # γ, s and what the terms count for
-    terms = {"has_focal": np.bool_(True), "has_ldam": np.bool_(True)}
-    loss, grad = call(jnp.ones((N, C)), y, numbers, jnp.full(C, 0.1), **terms)
+    terms = {"has_adjustment": True, "has_focal": True, "has_ldam": True, "is_sigmoid": False}
+    terms = {name: np.bool_(value) for name, value in terms.items()}
+    vectors = jnp.full(C, 0.1), jnp.full(C, -1.0)  # margins, and what is added to the logits
+    loss, grad = call(jnp.ones((N, C)), y, numbers, *vectors, **terms)
     np.testing.assert_array_equal(np.isnan(loss), np.arange(N) == 7)
     assert np.isfinite(np.delete(grad, 7, axis=0)).all()
 

@@ -1,6 +1,5 @@
 """The CPU kernel as TensorFlow's XLA calls it, beside the suite of every backend."""
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -86,6 +85,7 @@ def test_graphs_that_xla_compiles_call_it(tf, losses):
     z, y = batch(tf, 6, 3)
     loss = losses.LMFLoss(COUNTS)
     assert calls(step(tf, loss), z, y) == 1
+    assert calls(step(tf, losses.LMFLoss(COUNTS, logit_adjustment=1.0)), z, y) == 1
     assert calls(step(tf, loss, jit=False), z, y) == 0
     in_double = losses.LMFLoss(COUNTS, dtype="float64")
     assert calls(step(tf, in_double), tf.cast(z, tf.float64), y) == 0
@@ -97,10 +97,49 @@ def test_graphs_that_xla_compiles_call_it(tf, losses):
         np.testing.assert_array_equal(value, expected)
 
 
-def test_sizes_that_tracing_does_not_know(tf, losses):
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(300, 14), (2, 14, 30, 5), (2, 1, 40, 40), (77,)], ids=str)
+def test_the_sigmoid_form_calls_it(tf, losses, shape, tau):
+    """With labels between 0 and 1 too, and masked ones; as operations have it."""
+    L = shape[1] if len(shape) > 1 else 1
+    counts = (RNG.integers(1, 90, L), RNG.integers(90, 900, L)) if L > 1 else (10, 90)
+    options = {"axis": min(1, len(shape) - 1), "ignore_class": -1, "reduction": "none"}
+    options["logit_adjustment"] = tau
+    loss = losses.SigmoidLMFLoss(*counts, **options)
+    x, t = tf.constant(RNG.normal(0, 3, shape), tf.float32), RNG.integers(-1, 2, shape)
+    for labels in (tf.constant(t, tf.int32), tf.constant(RNG.random(shape), tf.float32)):
+        run = step(tf, loss)
+        assert calls(run, x, labels) == 1
+        with without_kernel():
+            expected = step(tf, loss)(x, labels)
+        for one, other in zip(run(x, labels), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("vectors", [(2,), (4, 2)], ids=str)
+@pytest.mark.parametrize("added", [(), (4,)], ids=str)
+def test_an_adjustment_by_label_of_vectors_that_are_not(tf, losses, added, vectors):
+    """And the other way round; the kernel takes all of them by label."""
+    x, t = tf.constant(RNG.normal(0, 3, (9, 4)), tf.float32), tf.constant(np.eye(9, 4), tf.int32)
+    margins, w = RNG.random((2, *vectors)).astype("float32") + 0.1
+    added = np.asarray(RNG.normal(0, 2, added), np.float32)
+
+    def loss(t, x):
+        return losses.sigmoid_lmf_loss(x, t, margins, w, logit_adjustment=added)
+
+    run = step(tf, loss)
+    assert calls(run, x, t) == 1
+    options = {"logit_adjustment": added, "reduction": "none"}
+    expected = reference.sigmoid_lmf_loss_and_grad(x.numpy(), t.numpy(), margins, w, **options)
+    for one, other in zip(run(x, t), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_sizes_that_tracing_does_not_know(tf, losses, tau):
     """One trace; a number of classes that is unknown is left to the operations."""
     z, y = batch(tf, 6, 5, 4, 3)
-    loss = losses.LMFLoss(COUNTS)
+    loss = losses.LMFLoss(COUNTS, logit_adjustment=tau)
     of_any = [tf.TensorSpec((None, 5, None, 3)), tf.TensorSpec((None, 5, None), tf.int32)]
     run, exact = step(tf, loss, input_signature=of_any), step(tf, loss)
     assert calls(run) == 1
@@ -115,14 +154,16 @@ def test_sizes_that_tracing_does_not_know(tf, losses):
     assert calls(step(tf, losses.FocalLoss(), input_signature=classes)) == 0
 
 
+@pytest.mark.parametrize("tau", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
 @pytest.mark.parametrize("weight", [None, (0.5, 1.0, 3.0)])
-def test_terms_and_weights(tf, losses, name, weight):
+def test_terms_and_vectors(tf, losses, name, weight, tau):
     """Each is there and not."""
     z, y = batch(tf, 60, 3)
-    counts = () if name == "FocalLoss" else (COUNTS,)
-    value, _ = step(tf, getattr(losses, name)(*counts, class_weight=weight))(z, y)
-    expected = getattr(reference, name)(*counts, class_weight=weight)(z.numpy(), y.numpy())
+    counts = () if name == "FocalLoss" and not tau else (COUNTS,)
+    options = {"class_weight": weight, "logit_adjustment": tau}
+    value, _ = step(tf, getattr(losses, name)(*counts, **options))(z, y)
+    expected = getattr(reference, name)(*counts, **options)(z.numpy(), y.numpy())
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -140,7 +181,8 @@ def test_labels_out_of_range_give_nan(tf, losses):
 
 def test_second_derivatives(tf, losses):
     z, y = batch(tf, 12, 3)
-    loss, direction = losses.LMFLoss(COUNTS, scale=2.0), tf.constant(RNG.normal(0, 1, (12, 3)))
+    loss = losses.LMFLoss(COUNTS, scale=2.0, logit_adjustment=0.5)
+    direction = tf.constant(RNG.normal(0, 1, (12, 3)))
 
     def product(z, y):
         with tf.GradientTape() as tape:
@@ -191,7 +233,7 @@ print(float(model.traced(z, y)))
 
 def test_saved_models(tf, losses, tmp_path):
     """A step runs without this package; a trace that holds the call says what to import."""
-    loss, model = losses.LMFLoss(COUNTS), tf.Module()
+    loss, model = losses.LMFLoss(COUNTS, logit_adjustment=1.0), tf.Module()
     z, y = tf.constant([[2.0, 0.0, 1.0], [0.5, 1.0, 0.0]]), tf.constant([0, 1])
     model.step = tf.function(lambda z, y: loss(y, z), jit_compile=True)
     assert calls(model.step, z, y) == 1
@@ -215,7 +257,7 @@ def test_absence_is_said_once(tf, losses, cpu, monkeypatch, caplog, reason):
     z, y = batch(tf, 6, 3)
     expected = losses.LMFLoss(COUNTS)(y, z)
     if reason == "not compiled":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(_kernel, "_LIBRARY", Path("absent"))
         _kernel.opened.cache_clear()
     elif reason == "too old":
         xla = load("tensorflow.compiler.tf2xla.python.xla")

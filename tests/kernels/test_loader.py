@@ -20,7 +20,7 @@ PACKAGE = Path(lmf_multi.__file__).parent
 OTHER = """
 extern "C" {
 %s
-int lmf_multi_one_class(void *) { __builtin_trap(); }
+int lmf_multi_loss(void *) { __builtin_trap(); }
 }
 """
 NEXT = f"extern const int lmf_multi_interface = {_kernel.INTERFACE + 1};"
@@ -56,7 +56,7 @@ def copy(tmp_path):
 
 
 def library_of(copy):
-    return copy / "lmf_multi/_kernel" / f"_one_class{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return copy / "lmf_multi/_kernel/_loss.so"
 
 
 def compile_into(copy, source):
@@ -96,6 +96,74 @@ def test_what_is_no_library_is_refused(copy):
     library_of(copy).write_text("of another machine")
     printed, logged = run(copy, OPEN)
     assert printed == "None None" and len(logged.splitlines()) == 1
+
+
+def test_another_name_is_never_found(copy):
+    """One Python's extension module, which an earlier release left in the folder."""
+    name = f"_loss{sysconfig.get_config_var('EXT_SUFFIX')}"
+    shutil.copy(sys.executable, library_of(copy).with_name(name))
+    assert run(copy, OPEN)[1].endswith("it was not compiled")
+
+
+WARN = """
+import logging, warnings
+from lmf_multi import _kernel
+logging.captureWarnings(True)
+logging.basicConfig(format="%(message)s")
+_kernel.library(), _kernel.library(2**14 - 1)
+for _ in range(2):
+    _kernel.library(2**14)
+    warnings.simplefilter("always")
+"""
+
+
+def test_a_missing_library_warns_once(copy):
+    """From the first call on that has many logits to compute."""
+    said = (
+        "The loss of many logits on CPUs is faster by its compiled kernel, which is missing: {}; "
+        "`pip install --force-reinstall --no-deps --no-cache-dir lmf-multi` brings it in a wheel "
+        "for this system, or compiles it, with GCC or Clang and --no-binary lmf-multi; "
+        "LMF_MULTI_CPU_KERNEL=0 in the environment silences this"
+    )
+    line, *others = run(copy, WARN)[1].splitlines()
+    assert line == f"<string>:8: UserWarning: {said.format('it was not compiled')}"
+    assert "UserWarning" not in str(others)
+    assert run(copy, WARN, **{SWITCH: "0"}) == ("", "")
+    assert run(PACKAGE.parent, WARN) == ("", "") or _kernel.library() is None
+    compile_into(copy, OTHER % NEXT)
+    assert f"interface {_kernel.INTERFACE + 1}, not" in run(copy, WARN)[1]
+
+
+CALLERS = {
+    "jax": """
+import jax, numpy as np
+from lmf_multi.jax import LMFLoss
+step = jax.jit(jax.value_and_grad(LMFLoss((625, 16, 1))))
+few, many = (jax.ShapeDtypeStruct((n, 3), "float32") for n in (5000, 6000))
+step.lower(few, np.zeros(5000, int))
+step.lower(many, np.zeros(6000, int))
+""",
+    "keras": """
+import tensorflow as tf
+from lmf_multi.keras import LMFLoss
+step, loss = lambda z: loss(tf.zeros(len(z), tf.int32), z), LMFLoss((625, 16, 1))
+step(tf.zeros((6000, 3)))
+tf.function(step).get_concrete_function(tf.zeros((6000, 3)))
+tf.function(step, jit_compile=True).get_concrete_function(tf.zeros((5000, 3)))
+tf.function(step, jit_compile=True).get_concrete_function(tf.zeros((6000, 3)))
+""",
+}
+
+
+@pytest.mark.parametrize("framework", CALLERS)
+def test_it_warns_where_the_kernel_would_be_called(copy, framework):
+    """At the last line of each, which is the first with many logits that are compiled."""
+    load(framework)
+    code = CALLERS[framework].strip()
+    (copy / "step.py").write_text(code)
+    _, logged = run(copy, "import step", KERAS_BACKEND="tensorflow")
+    (line,) = (line for line in logged.splitlines() if "compiled kernel" in line)
+    assert line.startswith(f"{copy}/step.py:{len(code.splitlines())}: UserWarning: ")
 
 
 ARRAYS = {"torch": "torch.tensor(z), torch.tensor(y)", "jax": "jax.numpy.asarray(z), y"}
@@ -143,22 +211,22 @@ def test_the_switch_is_said_once():
 
 
 def test_a_structure_of_another_size_is_refused(compiled):
-    call = _kernel.OneClassCall(size=8)
-    assert compiled.lmf_multi_one_class(call) == _kernel.OTHER_SIZE
+    call = _kernel.LossCall(size=8)
+    assert compiled.lmf_multi_loss(call) == _kernel.OTHER_SIZE
 
 
 def test_a_name_that_is_no_field_is_refused():
     """ctypes keeps it beside the fields otherwise, and the kernel gets zeros."""
     with pytest.raises(AttributeError, match="z_outer"):
-        _kernel.OneClassCall(z_outer=1)
+        _kernel.LossCall(z_outer=1)
 
 
 def test_the_structure_is_the_kernels(tmp_path):
     """Each field at its place, in its size."""
-    lines, call = ['#include "one_class.cpp"'], "lmf_multi_call"
+    lines, call = ['#include "loss.cpp"'], "lmf_multi_call"
     first = {"z_strides": "z_outer", "grad_strides": "grad_outer"}  # of the three
-    for name, *_ in _kernel.OneClassCall._fields_:
-        field, ours = first.get(name, name), getattr(_kernel.OneClassCall, name)
+    for name, *_ in _kernel.LossCall._fields_:
+        field, ours = first.get(name, name), getattr(_kernel.LossCall, name)
         size = ours.size // 3 if name in first else ours.size
         lines.append(f'static_assert(offsetof({call}, {field}) == {ours.offset}, "{name}");')
         lines.append(f'static_assert(sizeof({call}::{field}) == {size}, "{name}");')

@@ -13,6 +13,7 @@ import pytest
 from lmf_multi import reference
 from tests.adapters import Triton, torch_batch
 from tests.cases import Case
+from tests.checks import refuses
 from tests.frameworks import load
 from tests.hard import hard_examples
 
@@ -30,7 +31,10 @@ def backend():
 
 @pytest.fixture
 def fused(backend):
-    with np.errstate(all="ignore"):
+    """The kernel, and tensors on the GPU if there is one."""
+    torch = load("torch")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with np.errstate(all="ignore"), device:
         yield load("lmf_multi.torch._triton")
 
 
@@ -40,12 +44,12 @@ def arrays(C):
     return torch.linspace(0.1, 0.5, C).double(), torch.linspace(0.5, 2.0, C).double()
 
 
-def batch_of(y, Δ=None, w=None, *, ignore_index=-100, totals=None, **options):
+def batch_of(y, Δ=None, w=None, o=None, *, ignore_index=-100, totals=None, **options):
     numbers = [options.pop(name, default) for name, default in NUMBERS.items()]
     axis, reduction = options.pop("axis", 1), options.pop("reduction", "mean")
     assert not options
     ignored = None if y.is_floating_point() else ignore_index
-    return torch_batch(y, Δ, w, numbers, (axis, None, ignored, "", reduction, totals))
+    return torch_batch(y, Δ, w, o, numbers, (axis, None, ignored, "", reduction, totals))
 
 
 def plain_loss(z, batch):
@@ -321,7 +325,7 @@ def test_losses_take_the_kernel_on_a_gpu(fused, monkeypatch, soft):
     device, calls, kernel = "cuda", [], functional.fused_loss
     if not torch.cuda.is_available():
         device = "cpu"
-        monkeypatch.setattr(functional, "takes_fused", lambda z, batch: functional.is_plain(z))
+        monkeypatch.setenv("LMF_MULTI_TRITON", "always")
     monkeypatch.setattr(
         functional, "fused_loss", lambda *a, **k: calls.append(1) or kernel(*a, **k)
     )
@@ -345,3 +349,15 @@ def test_losses_take_the_kernel_on_a_gpu(fused, monkeypatch, soft):
     assert len(calls) == 2
     torch.func.grad(lambda z: loss(z, y))(z.detach())  # traced: the plain path
     assert len(calls) == 2
+    monkeypatch.setenv("LMF_MULTI_TRITON", "0")
+    np.testing.assert_allclose(loss(z, y).item(), value, rtol=1e-12)
+    assert len(calls) == 2
+
+
+def test_what_the_switch_cannot_be(monkeypatch):
+    """In float64, which the CPU kernel does not take."""
+    torch, losses = load("torch"), load("lmf_multi.torch")
+    monkeypatch.setenv("LMF_MULTI_TRITON", "off")
+    sentence = "LMF_MULTI_TRITON must be 0, 1 or always, got 'off'; 0 turns the Triton kernel off"
+    with refuses(ValueError, sentence):
+        losses.lmf_loss(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1]), [0.1] * 3)

@@ -1,4 +1,4 @@
-"""The loss of integer labels in one pass over the logits, in what XLA compiles for CPUs alone.
+"""The loss in one pass over the logits, in what XLA compiles for CPUs alone.
 
 TensorFlow's XLA calls ``lmf_multi/_kernel``, as JAX's does, by a StableHLO module in the graph.
 A saved model may hold that module, in a trace from before, and needs this one imported.
@@ -15,18 +15,18 @@ import tensorflow as tf
 
 from lmf_multi._kernel import library
 from lmf_multi._terms import Labels, Terms
-from lmf_multi.keras._tensorflow._closed_form import one_class
+from lmf_multi.keras._tensorflow._closed_form import value_and_grad
 
 _LOG = logging.getLogger("lmf_multi")
-_MASKED = -2  # the label of an example that takes no part; -1 is an unknown one
+_MASKED = -2  # the label of an example that takes no part; -1 is an unknown one, or NaN
 _VERSION = 9  # of what a module in the graph may hold
 # what XLA says that it does not know, where a saved step runs without this module
-_NAME = "lmf_multi_one_class (import lmf_multi.keras before running this step)"
+_NAME = "lmf_multi_loss (import lmf_multi.keras before running this step)"
 
 
-def has_kernel() -> bool:
+def has_kernel(logits: int = 0) -> bool:
     """Whether XLA can call the kernel, which the environment may switch off."""
-    compiled = library()
+    compiled = library(logits)
     return compiled is not None and _registers(compiled)
 
 
@@ -35,7 +35,6 @@ def _registers(compiled: ctypes.CDLL) -> bool:
     """Tell XLA of the kernel; says once, for debugging, if it is too old or too new."""
     try:
         from tensorflow.compiler.tf2xla.python import xla
-        from tensorflow.python.ops import control_flow_util  # noqa: F401
         from tensorflow.python.saved_model import save_context  # noqa: F401
 
         name = tf.sysconfig.get_link_flags()[-1].removeprefix("-l:")
@@ -56,7 +55,7 @@ def _cannot(reason: str) -> bool:
     return False
 
 
-def has_kernel_for(z: tf.Tensor, axis: int) -> bool:
+def has_kernel_for(z: tf.Tensor, axis: int | None) -> bool:
     """Whether XLA compiles this graph, for CPUs, and the kernel takes these logits.
 
     Not what saving traces: operations alone run where this package is not installed.
@@ -64,17 +63,19 @@ def has_kernel_for(z: tf.Tensor, axis: int) -> bool:
     return (
         not tf.executing_eagerly()
         and z.dtype in (tf.float32, tf.bfloat16, tf.float16)
-        and bool(z.shape[axis])
-        and has_kernel()
+        and (axis is None or bool(z.shape[axis]))
         and _is_compiled_by_xla()
-        and not _is_saved()
         and not any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU"))
+        and has_kernel(z.shape.num_elements() or 0)
+        and not _is_saved()
     )
 
 
 def _is_compiled_by_xla() -> bool:
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
+    try:
+        from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+    except ImportError:
+        return False
     is_compiled: bool = GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     return is_compiled
 
@@ -86,71 +87,101 @@ def _is_saved() -> bool:
     return saved
 
 
-def by_kernel(z: tf.Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Loss (N,) and gradient (N, C) of ``one_class``, whose derivatives theirs are.
+def by_kernel(
+    z: tf.Tensor, labels: Labels, terms: Terms, axis: int | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss (N,) and gradient (N, C) of ``value_and_grad``, whose derivatives theirs are.
 
-    y is int32, z has at most 32 bits, Δ and w have 32.
+    z has at most 32 bits, y is int32, Δ, w and o are float32. In the sigmoid form, which has no
+    axis, y and q are float32 too.
     """
-    Δ, w, a, b, γ, s = terms
-    y = labels.y if labels.masked is None else tf.where(labels.masked, _MASKED, labels.y)
+    (y, masked, q), (Δ, w, a, b, γ, s, o) = labels, terms
+    vectors = [vector for vector in (None if a is None else Δ, w, o) if vector is not None]
+    if axis is not None:
+        sizes = _sizes_around(z, axis)
+    else:
+        sizes, vectors = _of_labels(z, vectors)
+        y = tf.where(y < 0, math.nan, y) if q is None else q[1]
+        masked = masked if q is None else q[0] + q[1] == 0  # those of a masked element
+    y = y if masked is None else tf.where(masked, tf.cast(_MASKED, y.dtype), y)
     numbers = (γ, s, 0.0 if a is None else a, 0.0 if b is None else b)
     numbers = tf.stack([tf.cast(number, tf.float32) for number in numbers])
-    vectors = [vector for vector in (None if a is None else Δ, w) if vector is not None]
+    settings = {"has_adjustment": o is not None, "has_focal": b is not None}
+    settings |= {"has_ldam": a is not None, "is_sigmoid": axis is None}
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def called(z: tf.Tensor) -> Any:
         def pull(*upstream: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 tape.watch(z)
-                results = one_class(tf.cast(z, tf.float32), labels, terms, axis)
+                results = value_and_grad(tf.cast(z, tf.float32), labels, terms, axis)
             return tape.gradient(results, z, upstream)
 
-        return _call(z, y, [numbers, *vectors], axis, a is not None, b is not None), pull
+        return _call(z, y, [numbers, *vectors], sizes, settings), pull
 
     loss, grad = called(z)
     return loss, grad
+
+
+def _sizes_around(z: tf.Tensor, axis: int) -> list[Any]:
+    """How many numbers are before, along and after an axis, the last only if there is one."""
+    sizes = [tf.shape(z)[i] if n is None else n for i, n in enumerate(z.shape)]
+    inner = [math.prod(sizes[axis + 1 :])] if axis + 1 < len(sizes) else []
+    return [math.prod(sizes[:axis]), sizes[axis], *inner]
+
+
+def _of_labels(z: tf.Tensor, vectors: list[tf.Tensor]) -> tuple[list[Any], list[tf.Tensor]]:
+    """The same around the label axis of the sigmoid form, and vectors (…, L).
+
+    They broadcast against the logits, those of negative and positive with 2 in front.
+    """
+    signs = [v.shape[: len(v.shape) - len(z.shape)].as_list() for v in vectors]
+    own = [v.shape[len(sign) :] for v, sign in zip(vectors, signs, strict=True)]
+    axis = next((i for shape in own for i, n in enumerate(shape) if n > 1), None)
+    sizes = [1, 1, tf.size(z)] if axis is None else _sizes_around(z, axis)
+    flat = [tf.reshape(v, [*sign, -1]) for v, sign in zip(vectors, signs, strict=True)]
+    L = 1 if axis is None else sizes[1]
+    flat = [tf.broadcast_to(v, [*sign, L]) for v, sign in zip(flat, signs, strict=True)]
+    return sizes, flat
 
 
 def _call(
     z: tf.Tensor,
     labels: tf.Tensor,
     others: list[tf.Tensor],
-    axis: int,
-    has_ldam: bool,
-    has_focal: bool,
+    sizes: list[Any],
+    settings: dict[str, bool],
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss (N,) and gradient (N, C) of labels (N,), of which -2 are masked.
 
     Rows go in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1.
-    ``others`` are the numbers (4,), and Δ and w (C,) where they are.
+    ``others`` are the numbers (4,), and Δ, w and o (C,) where they are.
     """
     from tensorflow.compiler.tf2xla.python.xla import call_module
 
-    sizes = [tf.shape(z)[i] if n is None else n for i, n in enumerate(z.shape)]
-    inner = [math.prod(sizes[axis + 1 :])] if axis + 1 < len(sizes) else []
-    shape = [math.prod(sizes[:axis]), sizes[axis], *inner]
-    rows = tf.reshape(z, shape), tf.reshape(labels, [shape[0], *inner])
+    of_labels = sizes if settings["is_sigmoid"] else [sizes[0], *sizes[2:]]
+    operands = [tf.reshape(z, sizes), tf.reshape(labels, of_labels), *others]
     loss, grad = call_module(
-        [*rows, *others],
+        operands,
         version=_VERSION,
-        module=_module([*rows, *others], has_ldam, has_focal),
-        Sout=[rows[1].shape, rows[0].shape],
+        module=_module(operands, settings),
+        Sout=[operands[1].shape, operands[0].shape],
         Tout=[tf.float32, tf.float32],
         platforms=["CPU"],
     )
     return tf.reshape(loss, tf.shape(labels)), tf.reshape(grad, tf.shape(z))
 
 
-def _module(operands: list[tf.Tensor], has_ldam: bool, has_focal: bool) -> str:
+def _module(operands: list[tf.Tensor], settings: dict[str, bool]) -> str:
     """A call in StableHLO, whose results' shapes are two more operands: XLA learns sizes late."""
     z, labels, *_ = operands
     types = [_type(x.shape, _ELEMENTS[x.dtype]) for x in operands]
     results = f"{_type(labels.shape, 'f32')}, {_type(z.shape, 'f32')}"
     given = [f"%x{i}" for i in range(len(operands))]
     parameters = ", ".join(f"{x}: {type}" for x, type in zip(given, types, strict=True))
-    terms = f"has_focal = {has_focal}, has_ldam = {has_ldam}".lower()
+    terms = ", ".join(f"{name} = {value}".lower() for name, value in settings.items())
     axes = range(len(z.shape))
-    of_loss, of_grad = [i for i in axes if i != 1], list(axes)
+    of_grad, of_loss = list(axes), [i for i in axes if i != 1 or settings["is_sigmoid"]]
     of_results = f"tensor<{len(of_loss)}xi32>, tensor<{len(of_grad)}xi32>"
     return f"""
 module attributes {{jax.uses_shape_polymorphism = true}} {{

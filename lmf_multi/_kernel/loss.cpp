@@ -1,4 +1,5 @@
-// The softmax form of integer labels on CPUs, value and gradient in one pass over the logits.
+// The loss on CPUs, value and gradient in one pass over the logits: the softmax form of integer
+// labels, by tiles of rows (tiles.h), and the sigmoid form, by elements (elements.h).
 //
 // The steps of lmf_multi.reference, in the algebra of torch/_triton_kernels.py: float32, with what
 // differences lose by rounding put back; names with _s are those of s z. A tile of a few rows stays
@@ -27,20 +28,27 @@
 #endif
 
 // One call, as lmf_multi/_kernel/__init__.py writes it. Strides count numbers.
+//
+// In the sigmoid form, which has t, N counts elements, one after another in memory, and C labels;
+// element i is of label i / inner % C.
 struct lmf_multi_call {
-    int64_t size;          // of this structure, in bytes
-    const void *z;         // logits
-    const int64_t *y;      // (N,) labels
-    const float *margins;  // (C,), or null without LDAM
-    const float *weights;  // (C,), or null for ones
-    float *grad;           // of the logits, to be written, or null
-    float *losses;         // (N,), to be written, or null
-    int64_t N, C, inner;   // row r is (r / inner, r % inner) for the strides
+    int64_t size;              // of this structure, in bytes
+    const void *z;             // logits
+    const int64_t *y;          // (N,) labels
+    const float *t;            // (N,) probabilities of the positive, or null
+    const uint8_t *where;      // (N,) whether an element takes part, or null for all
+    const float *margins;      // (C,), of elements (2, C), or null without LDAM
+    const float *weights;      // likewise, or null for ones
+    const float *adjustments;  // (C,), added to the logits before anything else, or null
+    float *grad;               // of the logits, to be written, or null
+    float *losses;             // (N,), to be written, or null
+    int64_t N, C, inner;       // row r is (r / inner, r % inner) for the strides
     int64_t z_outer, z_inner, z_class, grad_outer, grad_inner, grad_class;
     int64_t ignore_index;                 // examples with this label take no part
     double alpha, beta;                   // the terms' shares
     double total_weight, total_examples;  // that means divide by; NaN: those of the batch
-    float gamma, scale;
+    float gamma, scale, smoothing;
+    float ignored;                   // elements with this label take no part, or NaN
     int32_t dtype;                   // of the logits
     int32_t by_weight, by_examples;  // what means divide by
     int32_t threads;
@@ -51,7 +59,7 @@ struct lmf_multi_call {
 
 namespace {
 
-constexpr int LANES = 16, ROWS = 64;  // rows of a vector, and at most of a tile
+constexpr int WIDEST = 16, ROWS = 64;  // rows of the widest vector, and at most of a tile
 constexpr int64_t FEW = 64;           // classes, with which a vector takes rows and not classes
 constexpr int64_t TILE = 16384;       // logits, which stay in the cache, where rows are long
 constexpr int64_t CHUNK = 16384;      // logits whose rows' losses are added before the others'
@@ -60,6 +68,7 @@ constexpr int64_t START = 131072;     // logits for each thread that is started
 constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; products stay finite
 constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its products normal
 constexpr float ZERO = -104.f;        // e^-104 is below float32's smallest number
+constexpr float SLACK = 0.01f;        // by which probabilities may leave [0, 1]
 
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
 enum Status { DONE, UNKNOWN_LABEL, NO_MEMORY, OTHER_SIZE };
@@ -68,6 +77,8 @@ struct Call : lmf_multi_call {
     const int32_t *y_32;  // (N,) labels in 32 bits instead, or null
     bool has_ldam, has_focal;
     double a, b;  // what LDAM and focal of a weight of 1 are multiplied by
+
+    int64_t logits() const { return t ? N : N * C; }
 
     // Logits and gradient in the order of (outer, C, inner), or of (N, C).
     void lie_in_order() {
@@ -89,12 +100,16 @@ struct Plan {
 };
 
 Plan divide(const Call &call) {
-    int64_t C = call.C, padded = (C + LANES - 1) / LANES * LANES;
-    Plan plan;
+    int64_t C = call.C, padded = (C + WIDEST - 1) / WIDEST * WIDEST;
+    Plan plan = {};
+    if (call.t) {
+        plan.chunk = CHUNK / 4;  // an element has terms of its own
+        return plan;
+    }
     plan.by_rows = C <= FEW || call.z_class != 1 || call.grad_class != 1;
-    int64_t fit = TILE / padded, least = plan.by_rows ? LANES : 1;
+    int64_t fit = TILE / padded, least = plan.by_rows ? WIDEST : 1;
     plan.tile = fit < least ? least : fit > ROWS ? ROWS : fit;
-    if (plan.by_rows) plan.tile = plan.tile / LANES * LANES;
+    if (plan.by_rows) plan.tile = plan.tile / WIDEST * WIDEST;
     plan.pitch = plan.by_rows ? plan.tile : padded;
     plan.size = plan.by_rows ? plan.tile * C : plan.tile * padded;
     plan.chunk = CHUNK / C < plan.tile ? plan.tile : CHUNK / C;
@@ -111,31 +126,42 @@ struct Totals {
 #define HAS_GENERATIONS
 #endif
 
+// LANES is how many float32 a register holds: GCC takes longer vectors apart, number by number
+#define LANES 4
 namespace oldest {
 #include "tiles.h"
+#include "elements.h"
 }
+#undef LANES
 #ifdef HAS_GENERATIONS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi,bmi2")
+#define LANES 8
 namespace avx2 {
 #include "tiles.h"
+#include "elements.h"
 }
+#undef LANES
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#define LANES 16
 namespace avx512 {
 #include "tiles.h"
+#include "elements.h"
 }
+#undef LANES
 #pragma GCC pop_options
 #endif
 
 struct Generation {
     decltype(&oldest::chunk) chunk;
     decltype(&oldest::totals_of) totals_of;
+    decltype(&oldest::elements) elements;
+    decltype(&oldest::totals_of_elements) totals_of_elements;
 };
 
+#define FUNCTIONS(of) {of::chunk, of::totals_of, of::elements, of::totals_of_elements}
 #ifdef HAS_GENERATIONS
-constexpr Generation GENERATIONS[] = {{oldest::chunk, oldest::totals_of},
-                                      {avx2::chunk, avx2::totals_of},
-                                      {avx512::chunk, avx512::totals_of}};
+constexpr Generation GENERATIONS[] = {FUNCTIONS(oldest), FUNCTIONS(avx2), FUNCTIONS(avx512)};
 
 int newest_generation() {
     __builtin_cpu_init();
@@ -145,7 +171,7 @@ int newest_generation() {
     return is_512 && SUPPORTS("avx512vl") ? 2 : 1;
 }
 #else
-constexpr Generation GENERATIONS[] = {{oldest::chunk, oldest::totals_of}};
+constexpr Generation GENERATIONS[] = {FUNCTIONS(oldest)};
 
 int newest_generation() { return 0; }
 #endif
@@ -153,7 +179,7 @@ int newest_generation() { return 0; }
 }  // namespace
 
 extern "C" {
-extern const int lmf_multi_interface = 2;        // INTERFACE in __init__.py, which says when to raise
+extern const int lmf_multi_interface = 4;        // INTERFACE in __init__.py, which says when to raise
 int lmf_multi_generation = newest_generation();  // tests lower it
 }
 
@@ -184,13 +210,27 @@ struct Work {
         auto end = [&](int64_t i) { return i + 1 < chunks ? (i + 1) * plan.chunk : call.N; };
         Call shared = call;
         if (counts) {
-            counted.take([&](int64_t i) { totals[i] = cpu.totals_of(call, i * plan.chunk, end(i)); });
+            auto totals_of = call.t ? cpu.totals_of_elements : cpu.totals_of;
+            counted.take([&](int64_t i) { totals[i] = totals_of(call, i * plan.chunk, end(i)); });
             counted.wait();
             if (!divide_means(shared)) return;
         }
         float *x = nullptr;
+        int64_t size = 2 * plan.size, C = call.C, padded = (C + WIDEST - 1) / WIDEST * WIDEST;
+        if (call.t)
+            return computed.take([&](int64_t i) {
+                losses[i] = cpu.elements(shared, i * plan.chunk, end(i));
+            });
         computed.take([&](int64_t i) {
-            if (!x) x = (float *)aligned_alloc(4 * LANES, 2 * plan.size * sizeof(float));
+            if (!x) {
+                int64_t more = call.adjustments ? padded : 0;
+                x = (float *)aligned_alloc(4 * WIDEST, (size + more) * sizeof(float));
+                if (x && call.adjustments) {  // a copy, as vectors read beyond its end
+                    float *copy = x + size;
+                    std::fill(std::copy_n(call.adjustments, C, copy), copy + more, 0.f);
+                    shared.adjustments = copy;
+                }
+            }
             if (!x)
                 no_memory = true;
             else
@@ -225,16 +265,16 @@ struct Work {
 // Means divide LDAM by the total class weight and focal by the number of examples; `by_weight` 0
 // divides both by the examples, `by_examples` 0 neither. Before anything is written it returns
 // whether a label is out of range, memory is short, or the structure is another one.
-extern "C" int lmf_multi_one_class(lmf_multi_call *given) try {
+extern "C" int lmf_multi_loss(lmf_multi_call *given) try {
     if (given->size != sizeof *given) return OTHER_SIZE;
     Call call = {*given, nullptr, given->margins != nullptr, given->beta != 0, 0, 0};
-    if (call.inner == 1) {  // rows of one axis
+    if (!call.t && call.inner == 1) {  // rows of one axis
         call.inner = call.N;
         call.z_inner = call.z_outer;
         call.grad_inner = call.grad_outer;
     }
     Parallel *in_pool = pool();
-    int64_t logits = call.N * call.C, threads = logits > ALONE ? call.threads : 1;
+    int64_t logits = call.logits(), threads = logits > ALONE ? call.threads : 1;
     if (!in_pool) threads = std::min(threads, std::max<int64_t>(logits / START, 1));
     auto work = std::make_shared<Work>(call, threads, true);
     if (in_pool && threads > 1) {
@@ -278,9 +318,11 @@ bool succeeds(const xla::Api *api, xla::Error *error) {
 
 // Arguments: logits (outer, C, inner) or (N, C); labels of 32 bits, -1 for an unknown one, which
 // gives NaN, and -2 for an example that takes no part; γ, s and what LDAM and focal are multiplied
-// by; margins (C,) for LDAM; perhaps weights (C,). Attributes: whether there is focal, and LDAM.
-// Results: each example's loss, and perhaps the gradient.
-extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
+// by; margins (C,) for LDAM; perhaps weights (C,); what is added to the logits (C,). Attributes:
+// whether something is added, whether there is focal, LDAM, and the sigmoid form, whose labels are
+// probabilities in the logits' shape, NaN for an unknown one, and whose margins and weights are
+// (2, C). Results: each example's loss, and perhaps the gradient.
+extern "C" xla::Error *lmf_multi_loss_xla(xla::Frame *frame) {
     if (frame->extensions && frame->extensions->type == xla::METADATA) {
         xla::Metadata *metadata = ((xla::MetadataExtension *)frame->extensions)->metadata;
         // an older XLA refuses newer versions; before 0.2 it did not tell its own here
@@ -297,28 +339,35 @@ extern "C" xla::Error *lmf_multi_one_class_xla(xla::Frame *frame) {
     Call call = {};
     call.z = z.data;
     call.dtype = z.dtype == xla::BF16 ? BFLOAT16 : z.dtype == xla::F16 ? FLOAT16 : FLOAT32;
-    call.y_32 = (const int32_t *)arguments[1]->data;
-    call.ignore_index = -2;
+    auto is = [&](int number) { return *(const bool *)frame->attributes.each[number]->value; };
+    bool has_adjustment = is(0), is_sigmoid = is(3);
+    if (is_sigmoid)
+        call.t = (const float *)arguments[1]->data;
+    else
+        call.y_32 = (const int32_t *)arguments[1]->data;
+    call.ignore_index = call.ignored = -2;
     call.losses = (float *)results[0]->data;
     call.grad = frame->results.size > 1 ? (float *)results[1]->data : nullptr;
     call.C = z.dims[1];
     call.inner = z.rank > 2 ? z.dims[2] : 1;
-    call.N = z.dims[0] * call.inner;
-    call.lie_in_order();
+    call.N = z.dims[0] * call.inner * (is_sigmoid ? call.C : 1);
+    if (!is_sigmoid) call.lie_in_order();
     call.gamma = settings[0];
     call.scale = settings[1];
     call.a = settings[2];
     call.b = settings[3];
-    call.has_focal = *(const bool *)frame->attributes.each[0]->value;
-    call.has_ldam = *(const bool *)frame->attributes.each[1]->value;
+    call.has_focal = is(1);
+    call.has_ldam = is(2);
     if (call.has_ldam) call.margins = (const float *)arguments[3]->data;
     int weights = call.has_ldam ? 4 : 3;
-    if (frame->arguments.size > weights) call.weights = (const float *)arguments[weights]->data;
+    int64_t last = frame->arguments.size - 1;
+    if (has_adjustment) call.adjustments = (const float *)arguments[last--]->data;
+    if (last >= weights) call.weights = (const float *)arguments[weights]->data;
 
     int64_t threads = 1;
     xla::Threads all = {sizeof(xla::Threads), nullptr, frame->context, &threads};
     if (!succeeds(frame->api, frame->api->number_of_threads(&all))) threads = 1;
-    if (call.N * call.C <= ALONE) threads = 1;
+    if (call.logits() <= ALONE) threads = 1;
     auto work = std::make_shared<Work>(call, threads, false);
     for (int64_t i = 1; i < threads && i < work->chunks; i++) {
         auto *shared = new std::shared_ptr<Work>(work);
@@ -345,6 +394,6 @@ extern "C" int lmf_multi_register_xla(const xla::Api *api, const char *name) {
     xla::Registration registration = {sizeof(xla::Registration), nullptr,
                                       {name, strlen(name)},
                                       {"Host", strlen("Host")},
-                                      nullptr, nullptr, nullptr, lmf_multi_one_class_xla, 0};
+                                      nullptr, nullptr, nullptr, lmf_multi_loss_xla, 0};
     return succeeds(api, api->register_handler(&registration));
 }
