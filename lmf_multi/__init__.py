@@ -4,15 +4,19 @@
 ``lmf_multi.reference``. Importing this package imports NumPy and no framework.
 """
 
+from lmf_multi._adjustment import adjust_logits, tune_adjustment
 from lmf_multi._deferred import deferred_weights
-from lmf_multi.spec import LMFSpec, class_counts, class_margins, class_weights
+from lmf_multi.spec import LMFSpec, class_counts, class_margins, class_weights, log_priors
 
 __version__ = "0.1.0"
 __all__ = [
     "LMFSpec",
     "__version__",
+    "adjust_logits",
     "class_counts",
     "class_margins",
     "class_weights",
     "deferred_weights",
+    "log_priors",
+    "tune_adjustment",
 ]

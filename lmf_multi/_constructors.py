@@ -19,6 +19,7 @@ from lmf_multi.spec import (
     as_numpy,
     check_parameters,
     focal_weights,
+    log_priors,
     short,
 )
 
@@ -34,48 +35,71 @@ class Parameters(NamedTuple):
 
 
 def lmf_parameters(
-    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
+    class_counts: Counts,
+    numbers: Numbers,
+    max_margin: float,
+    class_weight: Weights,
+    logit_adjustment: float = 0.0,  # which losses that were pickled before have not
 ) -> Parameters:
     """Parameters of every ``LMFLoss``."""
     options: Any = {"max_margin": max_margin, "class_weight": class_weight}
+    options["logit_adjustment"] = logit_adjustment
     spec = LMFSpec(class_counts, **options, **numbers._asdict())
-    config = {"class_counts": list(spec.class_counts), **_arguments_of(spec)}
+    config = _arguments_of(spec) | {"class_counts": list(spec.class_counts)}
     config["class_weight"] = _plain(spec.class_weight)
     weights = None if spec.class_weight is None else spec.weights
-    return Parameters(Vectors(spec.margins, weights), numbers_of(spec), config)
+    adjustments = spec.adjustments if spec.logit_adjustment else None
+    return Parameters(Vectors(spec.margins, weights, adjustments), numbers_of(spec), config)
 
 
 def _arguments_of(spec: LMFSpec, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The arguments beside the class counts of a loss that ``spec`` describes."""
+    """The arguments of a loss that ``spec`` describes."""
+    if not isinstance(spec, LMFSpec):
+        raise TypeError(
+            f"spec must be an LMFSpec, got {short(spec)}; "
+            "pass class counts to LMFSpec, or to the loss itself"
+        )
     names = [field.name for field in fields(spec)]
-    return {name: getattr(spec, name) for name in names if name not in ("class_counts", *without)}
+    return {name: getattr(spec, name) for name in names if name not in without}
 
 
 def ldam_parameters(
-    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
+    class_counts: Counts,
+    numbers: Numbers,
+    max_margin: float,
+    class_weight: Weights,
+    logit_adjustment: float = 0.0,  # which losses that were pickled before have not
 ) -> Parameters:
     """Parameters of every ``LDAMLoss``, with scale and label smoothing from ``numbers``."""
     numbers = numbers._replace(alpha=1.0, beta=0.0, gamma=0.0)
-    parameters = lmf_parameters(class_counts, numbers, max_margin, class_weight)
+    options = (max_margin, class_weight, logit_adjustment)
+    parameters = lmf_parameters(class_counts, numbers, *options)
     config = {k: value for k, value in parameters.config.items() if k not in _FOCAL}
     return parameters._replace(config=config)
 
 
 def focal_parameters(
-    class_counts: Counts, numbers: Numbers, max_margin: float, class_weight: Weights
+    class_counts: Counts,
+    numbers: Numbers,
+    max_margin: float,
+    class_weight: Weights,
+    logit_adjustment: float = 0.0,  # which losses that were pickled before have not
 ) -> Parameters:
     """Parameters of every ``FocalLoss``, with γ and label smoothing from ``numbers``."""
-    γ, ε = numbers.gamma, numbers.label_smoothing
-    check_parameters(gamma=γ, max_margin=max_margin, label_smoothing=ε)
-    weights = focal_weights(class_counts, class_weight, max_margin)
+    γ, ε, τ = numbers.gamma, numbers.label_smoothing, logit_adjustment
+    check_parameters(gamma=γ, max_margin=max_margin, label_smoothing=ε, logit_adjustment=τ)
+    weights = focal_weights(class_counts, class_weight, max_margin, τ)
+    adjustments = τ * log_priors(class_counts) if τ else None
     config = {
         "class_counts": None if class_counts is None else list(as_counts(class_counts)),
         "gamma": float(γ),
         "max_margin": float(max_margin),
         "class_weight": class_weight if isinstance(class_weight, str) else _plain(weights),
         "label_smoothing": float(ε),
+        "logit_adjustment": float(τ),
     }
-    return Parameters(Vectors(None, weights), Numbers(0.0, 1.0, float(γ), 1.0, float(ε)), config)
+    vectors = Vectors(None, weights, adjustments)
+    return Parameters(vectors, Numbers(0.0, 1.0, float(γ), 1.0, float(ε)), config)
 
 
 def sigmoid_parameters(
@@ -84,8 +108,12 @@ def sigmoid_parameters(
     numbers: Numbers,
     max_margin: float,
     class_weight: Weights,
+    logit_adjustment: float = 0.0,  # which losses that were pickled before have not
 ) -> Parameters:
-    """Parameters of every ``SigmoidLMFLoss``: for each label those of its two classes."""
+    """Parameters of every ``SigmoidLMFLoss``: for each label those of its two classes.
+
+    What is added to its logit is τ log(n⁺/n⁻), as a constant for both classes changes nothing.
+    """
     positive = as_label_counts("positive_counts", positive_counts)
     negative = as_label_counts("negative_counts", negative_counts)
     shape = np.shape(positive)
@@ -106,13 +134,15 @@ def sigmoid_parameters(
         rows = list(np.broadcast_to(w, n.shape))
         class_weight = w.astype(np.float64).tolist()
     labels = [
-        lmf_parameters(counts, numbers, max_margin, row)
+        lmf_parameters(counts, numbers, max_margin, row, logit_adjustment)
         for counts, row in zip(n, rows, strict=True)
     ]
-    margins, weights = (
+    margins, weights, adjustments = (
         None if values[0] is None else np.stack(values).reshape(*shape, 2)
         for values in zip(*(each.vectors for each in labels), strict=True)
     )
+    if adjustments is not None:
+        adjustments = np.asarray(adjustments[..., 1] - adjustments[..., 0])
     config = {
         "positive_counts": n[:, 1].tolist() if shape else positive,
         "negative_counts": n[:, 0].tolist() if shape else negative,
@@ -120,7 +150,7 @@ def sigmoid_parameters(
         "class_weight": class_weight,
     }
     del config["class_counts"]
-    return Parameters(Vectors(margins, weights), labels[0].numbers, config)
+    return Parameters(Vectors(margins, weights, adjustments), labels[0].numbers, config)
 
 
 def remember(loss: Any, parameters: Parameters) -> None:
@@ -173,7 +203,7 @@ class LMFConstructors(_Constructors):
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The loss that ``spec`` describes."""
-        return cls(spec.class_counts, **_arguments_of(spec), **options)
+        return cls(**_arguments_of(spec), **options)
 
     @classmethod
     def from_legacy(
@@ -225,7 +255,7 @@ class LDAMConstructors(_Constructors):
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The LDAM term of the loss that ``spec`` describes, without its factor alpha."""
-        return cls(spec.class_counts, **_arguments_of(spec, without=_FOCAL), **options)
+        return cls(**_arguments_of(spec, without=_FOCAL), **options)
 
     @classmethod
     def from_legacy(
@@ -259,15 +289,17 @@ class FocalConstructors(_Constructors):
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> Parameters:
-        """As any other, but only named class weights take the counts."""
-        is_named = isinstance(config["class_weight"], str)
-        return super().build(config if is_named else config | {"class_counts": None})
+        """As any other, but only named class weights and logit adjustment take the counts."""
+        takes_counts = isinstance(config["class_weight"], str) or config.get("logit_adjustment")
+        return super().build(config if takes_counts else config | {"class_counts": None})
 
     @classmethod
     def from_spec(cls, spec: LMFSpec, **options: Any) -> Self:
         """The focal term of the loss that ``spec`` describes, without its factor beta."""
-        counts = spec.class_counts if isinstance(spec.class_weight, str) else None
-        return cls(counts, **_arguments_of(spec, without=("alpha", "beta", "scale")), **options)
+        arguments = _arguments_of(spec, without=("alpha", "beta", "scale"))
+        if not (isinstance(spec.class_weight, str) or spec.logit_adjustment):
+            arguments["class_counts"] = None
+        return cls(**arguments, **options)
 
     @classmethod
     def from_legacy(cls, weight: Weights = None, gamma: float = 0.0, **options: Any) -> Self:

@@ -12,6 +12,8 @@ y      (N,)      the class of each label; -1 for an unknown one, which gives NaN
 masked (N,)      whether an example takes no part
 q      (N, C)    labels as distributions; rows of 0 for a masked example
 Δ      (C,)      margins, logit units, before scaling
+o      (C,)      what is added to the logits before anything else, τ log π, nats; in the
+                 sigmoid form (L,) or ()
 w      (C,)      class weights
 W      (N,)      an example's class weight, w_y or Σ_j q_j w_j
 a, b   ()        what LDAM and focal of a class weight of 1 count for, α and β over
@@ -46,6 +48,11 @@ class Vectors(NamedTuple):
 
     margins: Any
     class_weight: Any
+    logit_adjustment: Any = None  # (C,); in the sigmoid form () or (L,)
+
+    def by_name(self) -> dict[str, Any]:
+        """As ``Numbers.by_name``."""
+        return dict(zip(Vectors._fields, self, strict=True))
 
 
 class Options(NamedTuple):
@@ -82,7 +89,7 @@ class Labels(NamedTuple):
 class Terms(NamedTuple):
     """Everything that the two terms are made of beside logits and labels.
 
-    Δ or a is None without LDAM, b is None without focal, w is None for ones.
+    Δ or a is None without LDAM, b is None without focal, w is None for ones, o for zeros.
     """
 
     Δ: Any
@@ -91,6 +98,7 @@ class Terms(NamedTuple):
     b: Any
     γ: Any
     s: Any
+    o: Any = None
 
 
 def numbers_of(loss: Any) -> Numbers:

@@ -63,6 +63,7 @@ def lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -93,6 +94,8 @@ def lmf_loss(
         gamma: focusing exponent, at least 0.
         scale: factor on the logits inside the LDAM term, positive.
         label_smoothing: ε, in [0, 1].
+        logit_adjustment: float (C,), nats, added to the logits before anything else, of which z
+            above is the sum; τ · ``log_priors`` for logit adjustment. None for zeros.
         axis: the class axis of ``logits``.
         where: bool, one value for each example; False leaves the example out of every sum and
             count, whatever its logits and its label.
@@ -115,7 +118,8 @@ def lmf_loss(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return _softmax_loss(logits, labels, vectors, numbers, options)[0]
 
 
 def ldam_loss(
@@ -126,6 +130,7 @@ def ldam_loss(
     *,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -137,7 +142,8 @@ def ldam_loss(
     """
     numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return _softmax_loss(logits, labels, vectors, numbers, options)[0]
 
 
 def focal_loss(
@@ -147,6 +153,7 @@ def focal_loss(
     *,
     gamma: float = 1.5,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -158,7 +165,8 @@ def focal_loss(
     """
     numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _softmax_loss(logits, labels, Vectors(None, class_weight), numbers, options)[0]
+    vectors = Vectors(None, class_weight, logit_adjustment)
+    return _softmax_loss(logits, labels, vectors, numbers, options)[0]
 
 
 def sigmoid_lmf_loss(
@@ -172,6 +180,7 @@ def sigmoid_lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -195,7 +204,9 @@ def sigmoid_lmf_loss(
         margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
             positive, logit units, before scaling.
         class_weight: float (2,) or (L, 2), at least 0, or None for ones.
-        axis: the label axis of ``logits``, for (L, 2).
+        logit_adjustment: float () or (L,), nats, added to the logits; τ log(n⁺ / n⁻) for logit
+            adjustment.
+        axis: the label axis of ``logits``, for (L, 2) and (L,).
         where: bool, the logits' shape; False leaves the element, perhaps a label that nobody
             annotated, out of every sum and count, whatever its logit and its label.
 
@@ -213,7 +224,8 @@ def sigmoid_lmf_loss(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _sigmoid_loss(logits, labels, Vectors(margins, class_weight), numbers, options)[0]
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return _sigmoid_loss(logits, labels, vectors, numbers, options)[0]
 
 
 def lmf_loss_and_grad(
@@ -227,6 +239,7 @@ def lmf_loss_and_grad(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -250,7 +263,8 @@ def lmf_loss_and_grad(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _softmax_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return _softmax_loss(logits, labels, vectors, numbers, options)
 
 
 def sigmoid_lmf_loss_and_grad(
@@ -264,6 +278,7 @@ def sigmoid_lmf_loss_and_grad(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -276,7 +291,8 @@ def sigmoid_lmf_loss_and_grad(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where, reduction=reduction)
-    return _sigmoid_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return _sigmoid_loss(logits, labels, vectors, numbers, options)
 
 
 def _softmax_loss(
@@ -284,7 +300,7 @@ def _softmax_loss(
 ) -> tuple[Floats, Floats]:
     """The reduced loss () or (...,), and its gradient (..., C)."""
     batch, soft = _checked(check_inputs, (logits, labels), vectors, numbers, options)
-    z, y, mask, Δ, w = batch
+    z, y, mask, Δ, w, o = batch
     z = np.moveaxis(z, options.axis, -1)
     shape, C = z.shape, z.shape[-1]
     y = np.moveaxis(y, options.axis, -1).reshape(-1, C) if soft else y.reshape(-1)
@@ -292,11 +308,13 @@ def _softmax_loss(
     z = np.where(valid[:, None], z.reshape(-1, C).astype(np.float64), 0.0)
 
     q = _targets(y, valid, C)
-    Δ, w = (np.zeros(C) if Δ is None else Δ), (np.ones(C) if w is None else w)
+    Δ, o = (np.zeros(C) if v is None else v for v in (Δ, o))
+    w = np.ones(C) if w is None else w
     a, b = _shares(q @ w, valid, numbers, options.reduction)
     ε = numbers.label_smoothing
     q = ((1 - ε) * q + ε / C) * valid[:, None]
-    loss, grad = _all_classes(z, Labels(q=q), Terms(Δ, w, a, b, numbers.gamma, numbers.scale))
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=numbers.gamma, s=numbers.scale, o=o)
+    loss, grad = _all_classes(z, Labels(q=q), terms)
 
     value: Floats = loss.reshape(shape[:-1]) if options.reduction == "none" else loss.sum()
     return value, np.moveaxis(grad.reshape(shape), -1, options.axis)
@@ -307,16 +325,18 @@ def _sigmoid_loss(
 ) -> tuple[Floats, Floats]:
     """The reduced loss () or (...,), and its gradient (...,)."""
     batch, _ = _checked(check_sigmoid_inputs, (logits, labels), vectors, numbers, options)
-    x, t, mask, Δ, w = batch
+    x, t, mask, Δ, w, o = batch
     valid = np.ones(x.shape, bool) if mask is None else mask
     x = np.where(valid, x.astype(np.float64), 0.0)
+    o = _along(np.zeros(()) if o is None else o, x.ndim, options.axis)
     Δ, w = (_by_label(v, x.ndim, options.axis) for v in (Δ, np.ones(2) if w is None else w))
 
     q = _sigmoid_targets(t, valid)
     a, b = _shares((q * w).sum(0), valid, numbers, options.reduction)
     ε = numbers.label_smoothing
     q = ((1 - ε) * q + ε / 2) * valid
-    loss, grad = _sigmoid(x, Labels(q=q), Terms(Δ, w, a, b, numbers.gamma, numbers.scale))
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=numbers.gamma, s=numbers.scale, o=o)
+    loss, grad = _sigmoid(x, Labels(q=q), terms)
 
     value: Floats = loss if options.reduction == "none" else loss.sum()
     return value, grad
@@ -325,15 +345,15 @@ def _sigmoid_loss(
 def _checked(
     check: Any, arrays: tuple[ArrayLike, ...], vectors: Vectors, numbers: Numbers, options: Options
 ) -> tuple[tuple[Any, ...], bool]:
-    """Logits, labels, mask, margins and weights as arrays; whether labels are distributions."""
+    """Logits, labels, mask and vectors as arrays; whether labels are distributions."""
     check_vectors(**vectors._asdict())
     check_parameters(**numbers._asdict())
     check_reduction(options.reduction)
     z, y = map(np.asarray, arrays)
     mask = None if options.where is None else np.asarray(options.where)
-    Δ, w = (None if v is None else np.asarray(v, np.float64) for v in vectors)
-    soft = check(described(z), described(y), options.axis, shapes_of(Δ, w), described(mask))
-    return (z, y, mask, Δ, w), soft
+    vectors = Vectors(*(None if v is None else np.asarray(v, np.float64) for v in vectors))
+    soft = check(described(z), described(y), options.axis, shapes_of(*vectors), described(mask))
+    return (z, y, mask, *vectors), soft
 
 
 def _targets(y: NDArray[Any], valid: NDArray[np.bool_], C: int) -> Floats:
@@ -356,7 +376,14 @@ def _by_label(vector: Floats, ndim: int, axis: int) -> Floats:
     """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
     if vector.ndim == 1:
         return vector.reshape(2, *[1] * ndim)
-    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+    return _along(vector.T, ndim, axis)
+
+
+def _along(vector: Floats, ndim: int, axis: int) -> Floats:
+    """(…, L), or () for one of all labels, with L along the axis of the logits."""
+    if vector.ndim == 0:
+        return vector
+    return vector.reshape(*vector.shape[:-1], *[-1 if i == axis % ndim else 1 for i in range(ndim)])
 
 
 def _normalizers(W: Floats, valid: NDArray[np.bool_], reduction: Reduction) -> tuple[float, float]:
@@ -379,7 +406,8 @@ def _shares(
 
 def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
     """Σ_j q_j w_j (a LDAM_j + b Focal_j) of each example (N,), and its gradient (N, C)."""
-    loss, grad, (Δ, w, a, b, γ, s) = np.zeros(len(z)), np.zeros_like(z), terms
+    Δ, w, a, b, γ, s, o = terms
+    loss, grad = np.zeros(len(z)), np.zeros_like(z)
     spoilt = np.flatnonzero(np.isnan(z).any(axis=1))  # NaN, even where no term counts
     loss[spoilt], grad[spoilt] = np.nan, np.nan
     for j in range(z.shape[1]):
@@ -387,9 +415,11 @@ def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Float
         i = np.flatnonzero((share * a != 0) | (share * b != 0))
         if i.size == 0:
             continue
-        others, share = np.delete(z[i], j, axis=1), share[i]
-        M = np.maximum(others.max(1), -_LARGE)
-        d, x = z[i, j] - M, others - M[:, None]
+        others, added, share = np.delete(z[i], j, axis=1), np.delete(o, j), share[i]
+        top = (others + added).argmax(1)
+        M = np.maximum(others[np.arange(len(i)), top], -_LARGE)  # of the logits themselves, for
+        added, o_j = added - added[top][:, None], o[j] - added[top]  # a sum would be rounded
+        d, x = (z[i, j] - M) + o_j, (others - M[:, None]) + added
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             e_s, e = np.exp(s * x), np.exp(x)
             # the sums are 1 or more unless no other class is possible
@@ -406,9 +436,9 @@ def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Float
 
 def _sigmoid(x: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
     """The same of each element (N,) as negative and as positive, with q, Δ and w (2, …)."""
-    (Δ, w, a, b, γ, s), sign = terms, np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
+    (Δ, w, a, b, γ, s, o), sign = terms, np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        ω, share = sign * x, labels.q * w
+        ω, share = sign * (x + o), labels.q * w
         ldam, ldam_slope = _ldam(s * (ω - Δ), s)
         focal, focal_slope = _focal(ω, γ)
         loss = (_times(share * a, ldam) + _times(share * b, focal)).sum(0)
@@ -449,7 +479,7 @@ class _Loss:
 
     def __init__(self, parameters: Parameters, axis: int, reduction: Reduction) -> None:
         check_reduction(reduction)
-        self.margins, self.class_weight = parameters.vectors
+        self.margins, self.class_weight, self.logit_adjustment = parameters.vectors
         remember(self, parameters)
         self.axis, self.reduction = axis, reduction
 
@@ -461,7 +491,7 @@ class _Loss:
         self, logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
     ) -> Floats:
         options = Options(self.axis, where, reduction=self.reduction)
-        vectors = Vectors(self.margins, self.class_weight)
+        vectors = Vectors(self.margins, self.class_weight, self.logit_adjustment)
         return self._function(logits, labels, vectors, numbers_of(self), options)[0]
 
 
@@ -483,11 +513,13 @@ class LMFLoss(LMFConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, axis, reduction)
 
 
@@ -502,11 +534,13 @@ class LDAMLoss(LDAMConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, axis, reduction)
 
 
@@ -521,11 +555,13 @@ class FocalLoss(FocalConstructors, _Loss):
         max_margin: float = 0.5,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, axis, reduction)
 
 
@@ -560,10 +596,12 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(*counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(*counts, numbers, *options)
         super().__init__(parameters, axis, reduction)

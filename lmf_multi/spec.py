@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ Weights = Any
 
 REDUCTIONS = ("none", "sum", "mean", "batch_mean")
 SCHEMES = ("margin", "complement", "balanced", "effective")
-_COMPUTED_BY = {"margins": "class_margins", "class_weight": "class_weights"}
+_COMPUTED_BY = {
+    "margins": "class_margins",
+    "class_weight": "class_weights",
+    "logit_adjustment": "log_priors",
+}
 # How far mixing labels in half precision may round beyond 0 or 1.
 PROBABILITY_SLACK = 0.01
 LOGIT_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -32,6 +36,8 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_margin": ("positive", lambda value: value > 0),
     "scale": ("positive", lambda value: value > 0),
     "label_smoothing": ("between 0 and 1", lambda value: (value >= 0) & (value <= 1)),
+    "logit_adjustment": ("a number", lambda value: value == value),
+    "tau": ("a number", lambda value: value == value),
     "effective_beta": ("at least 0 and less than 1", lambda value: (value >= 0) & (value < 1)),
 }
 
@@ -54,12 +60,17 @@ class LMFSpec:
         class_weight: ``"margin"`` (published), ``"complement"``, ``"balanced"``, ``"effective"``,
             one number for each class, or None.
         label_smoothing: share of every target that is spread evenly over the classes, in [0, 1].
+        logit_adjustment: τ; τ log π_j, with π_j the share of class j in the counts, is added to the
+            logits before both terms. The model's own logits are then those of a decision in which
+            every class counts alike (τ = 1). 0 leaves it out, as published.
 
     Raises:
         ValueError: a value breaks its rule.
         TypeError: a value is not of the right kind.
 
-    Source: Sadi et al., LMFLOSS, arXiv 2212.12741.
+    Source: Sadi et al., LMFLOSS, arXiv 2212.12741; logit adjustment: Menon et al., arXiv
+    2007.07314. With alpha 0, gamma 0, no class weights and logit_adjustment 1 the loss is balanced
+    softmax (Ren et al., arXiv 2007.10740).
 
     >>> spec = LMFSpec([625, 16, 1])
     >>> spec.margins
@@ -79,16 +90,56 @@ class LMFSpec:
     scale: float = 30.0
     class_weight: Weights = "margin"
     label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
 
     def __post_init__(self) -> None:
-        names = ("alpha", "beta", "gamma", "max_margin", "scale", "label_smoothing")
-        for name in names:
+        for name in (field.name for field in fields(self) if field.name in RULES):
             check_parameters(**{name: getattr(self, name)})
             object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "class_counts", as_counts(self.class_counts))
         weights = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
         if self.class_weight is not None and not isinstance(self.class_weight, str):
             object.__setattr__(self, "class_weight", tuple(weights.tolist()))
+
+    @classmethod
+    def recommended(cls, class_counts: Counts) -> Self:
+        """What this package's study recommends: margins on adjusted logits, without class weights.
+
+        LDAM alone with scale 1 on logits adjusted by τ = 1, for ``from_spec`` of every framework's
+        ``LMFLoss``; ``dataclasses.replace`` changes a number of it. Tune the decision's τ by
+        ``tune_adjustment``, whatever the loss.
+
+        Evidence: of 13 losses, each with 24 random settings, for linear heads on frozen features
+        (20 seeds), it had the best validation macro-F1 of three datasets together. Its test
+        macro-F1 less cross-entropy's, τ tuned for both, with 95 % intervals over seeds and images:
+
+        - HAM10000: +0.020 (-0.003 to +0.046)
+        - blood cells, 100 to 1: +0.010 (-0.001 to +0.022)
+        - breast ultrasound, 3 to 1: +0.022 (+0.000 to +0.048)
+        - their mean: +0.018 (+0.006 to +0.030)
+
+        Less that of adjusted logits without margins the mean is +0.002 (-0.006 to +0.011), and of
+        a CNN from scratch on the blood cells -0.006 (-0.017 to +0.003): the gain is the
+        adjustment's. README "Which loss?" has all of it.
+
+        Args:
+            class_counts: training examples of each class (C,), in any form that ``LMFSpec`` takes.
+
+        Raises:
+            ValueError: a count breaks its rule.
+            TypeError: counts that are no numbers.
+
+        >>> LMFSpec.recommended([90, 10]).adjustments.round(3)
+        array([-0.105, -2.303])
+        """
+        return cls(
+            class_counts,
+            alpha=1.0,
+            beta=0.0,
+            scale=1.0,
+            class_weight=None,
+            logit_adjustment=1.0,
+        )
 
     def __repr__(self) -> str:
         arguments = (f"{field.name}={short(getattr(self, field.name))}" for field in fields(self))
@@ -109,6 +160,11 @@ class LMFSpec:
         """float64 (C,), all ones for ``class_weight=None``; read-only."""
         w = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
         return _frozen(w)
+
+    @cached_property
+    def adjustments(self) -> Floats:
+        """float64 (C,), nats, what is added to the logits: τ log π; read-only."""
+        return _frozen(self.logit_adjustment * log_priors(self.class_counts))
 
 
 def class_margins(class_counts: Counts, max_margin: float = 0.5) -> Floats:
@@ -136,6 +192,30 @@ def class_margins(class_counts: Counts, max_margin: float = 0.5) -> Floats:
     n: Floats = np.array(as_counts(class_counts), np.float64)
     margins: Floats = max_margin * (n.min() / n) ** 0.25
     return margins
+
+
+def log_priors(class_counts: Counts) -> Floats:
+    r"""Logarithms of the classes' shares, which logit adjustment adds to logits, times τ.
+
+    .. math:: \log \pi_j = \log \left(n_j / \textstyle\sum_k n_k\right)
+
+    Args:
+        class_counts: training examples of each class (C,), in any form that ``LMFSpec`` takes.
+
+    Returns:
+        float64 (C,), nats.
+
+    Raises:
+        ValueError: a count is below 1.
+
+    Source: Menon et al., Long-tail learning via logit adjustment, arXiv 2007.07314.
+
+    >>> log_priors([90, 10]).round(4)
+    array([-0.1054, -2.3026])
+    """
+    n: Floats = np.array(as_counts(class_counts), np.float64)
+    priors: Floats = np.log(n / n.sum())
+    return priors
 
 
 def class_weights(
@@ -201,14 +281,21 @@ def class_weights(
     return w
 
 
-def focal_weights(class_counts: Counts, class_weight: Weights, max_margin: float) -> Floats | None:
-    """Class weights where only the named schemes take the counts, and need them."""
+def focal_weights(
+    class_counts: Counts, class_weight: Weights, max_margin: float, logit_adjustment: float
+) -> Floats | None:
+    """Class weights where the named schemes and logit adjustment take the counts, and need them."""
     named = isinstance(class_weight, str)
-    if class_counts is not None and not named:
+    if class_counts is not None and not named and not logit_adjustment:
         raise ValueError(
-            "class_counts has no effect without a named class_weight, "
+            "class_counts has no effect without a named class_weight or logit_adjustment, "
             f"got class_counts={short(class_counts)} and class_weight={short(class_weight)}; "
             "pass numbers as class_weight=[...], or name a scheme, as class_weight='balanced'"
+        )
+    if class_counts is None and logit_adjustment:
+        raise ValueError(
+            "logit_adjustment is computed from class counts, "
+            f"got class_counts=None and logit_adjustment={logit_adjustment}; pass class_counts"
         )
     if class_weight is None:
         return None
@@ -311,8 +398,8 @@ def _is_whole(value: Any) -> bool:
 def check_vectors(look: bool = True, **vectors: Any) -> None:
     """Refuse names, as functions have no class counts, and numbers that break their rule.
 
-    Numbers are looked at in lists and NumPy arrays alone: a look at a tensor may wait for its
-    device or break a trace. Without a ``look`` they are not, either.
+    Numbers are looked at by themselves, in lists and in NumPy arrays alone: a look at a tensor may
+    wait for its device or break a trace. Without a ``look`` they are not, either.
     """
     for name, value in vectors.items():
         if isinstance(value, str):
@@ -320,9 +407,9 @@ def check_vectors(look: bool = True, **vectors: Any) -> None:
                 f"{name} must be an array (C,) in functions, got {value!r}; "
                 f"compute it with lmf_multi.{_COMPUTED_BY[name]} or use LMFLoss"
             )
-        if not look or not isinstance(value, (list, tuple, np.ndarray)):
+        if not look or not isinstance(value, (list, tuple, np.ndarray, float, int)):
             continue
-        if not isinstance(value, np.ndarray) and _are_positive(value):
+        if isinstance(value, (list, tuple)) and _are_positive(value):
             continue  # as nearly always, and much faster to see
         if _is_on_host(value):
             numbers = as_numpy(value)
@@ -347,10 +434,12 @@ def _check_numbers(name: str, values: NDArray[Any]) -> None:
     lowest = 0.0 if name == "class_weight" else -math.inf
     smallest, largest = (values.min(), values.max()) if values.size else (1, 1)
     if not (smallest >= lowest and smallest > -math.inf and largest < math.inf):  # NaN is neither
-        *label, j = np.argwhere(~(np.isfinite(values) & (values >= lowest)))[0].tolist()
+        place = np.argwhere(~(np.isfinite(values) & (values >= lowest)))[0].tolist()
+        *label, j = place or [None]
         raise ValueError(
             f"{name} must be finite{' and at least 0' if lowest == 0 else ''}, "
-            f"got {values[(*label, j)]} for class {j}{f' of label {label[0]}' if label else ''}"
+            f"got {values[tuple(place)]}{'' if j is None else f' for class {j}'}"
+            f"{f' of label {label[0]}' if label else ''}"
         )
     if lowest == largest:
         raise ValueError(f"{name} must be positive for at least one class, got all 0")
@@ -370,7 +459,7 @@ def check_inputs(
         logits: shape and dtype of the logits; a None in a shape is a size not known yet.
         labels: shape and dtype of the labels.
         axis: the class axis of the logits.
-        vectors: shapes of the per-class arrays (margins, class_weight), None for an absent one.
+        vectors: shapes of the per-class arrays by their names, None for an absent one.
         where: shape and dtype of the mask over examples, if there is one.
         axis_is_given: whether the caller's function or class has an argument ``axis``.
 
@@ -407,10 +496,13 @@ def described(array: Any) -> Any:
     return None if array is None else (tuple(array.shape), array.dtype)
 
 
-def shapes_of(margins: Any, class_weight: Any) -> dict[str, Shape | None]:
+def shapes_of(
+    margins: Any, class_weight: Any, logit_adjustment: Any = None
+) -> dict[str, Shape | None]:
     """Shapes of the vectors by their names, as the checks take them."""
-    named = {"margins": margins, "class_weight": class_weight}
-    return {name: None if v is None else tuple(v.shape) for name, v in named.items()}
+    vectors = (margins, class_weight, logit_adjustment)
+    shapes = (None if v is None else tuple(v.shape) for v in vectors)
+    return dict(zip(_COMPUTED_BY, shapes, strict=True))
 
 
 def check_mask(
@@ -486,7 +578,8 @@ def check_sigmoid_inputs(
 
     Args:
         axis: the label axis of the logits, for per-label arrays (L, 2).
-        vectors: shapes of the arrays over negative and positive, None for an absent one.
+        vectors: shapes of the arrays over negative and positive, None for an absent one; that of
+            logit_adjustment is () or (L,).
 
     Returns:
         True for labels in floating point, False for booleans and integers.
@@ -495,15 +588,17 @@ def check_sigmoid_inputs(
     if dtype not in LOGIT_DTYPES:
         raise TypeError(f"logits must be one of {', '.join(LOGIT_DTYPES)}, got {dtype}")
     for name, vector in vectors.items():
-        if vector is None or _agree(vector, (2,)):
+        is_added = name == "logit_adjustment"  # to the logit, which negative and positive share
+        each, what = ((), "one number for") if is_added else ((2,), "negative and positive of")
+        if vector is None or _agree(vector, each):
             continue
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"logits must have the label axis {axis}, got shape {shape}")
-        if not _agree(vector, (shape[axis], 2)):
-            fitting = [j for j, size in enumerate(shape) if (size, 2) == vector]
+        if not _agree(vector, (shape[axis], *each)):
+            fitting = [j for j, size in enumerate(shape) if (size, *each) == vector]
             remedy = _other_axis(shape, axis, fitting, axis_is_given, "label")
             raise ValueError(
-                f"{name} must have shape (2,) or ({shape[axis]}, 2), negative and positive of each "
+                f"{name} must have shape {each} or {(shape[axis], *each)}, {what} each "
                 f"label of the logits {shape}, got {vector}{remedy or '; check positive_counts'}"
             )
     kind = _dtype_name(labels[1])
@@ -595,6 +690,8 @@ def _frozen(values: Floats) -> Floats:
 
 def as_counts(class_counts: Counts) -> tuple[int, ...]:
     """Class counts in any form that ``LMFSpec`` takes, checked."""
+    if isinstance(class_counts, LMFSpec):
+        raise TypeError("class_counts must be numbers, got an LMFSpec; pass it to from_spec")
     if hasattr(class_counts, "to_dict"):  # pandas' value_counts, in order of frequency
         class_counts = class_counts.to_dict()
     if isinstance(class_counts, Mapping):

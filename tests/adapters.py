@@ -49,8 +49,11 @@ class Adapter:
     def call_function(self, case, **static):
         """The function, and what it is called with besides the arrays."""
         function = getattr(self.losses, f"{case.term}_loss")
-        vectors = [None if v is None else v.astype(loss_dtype(case.dtype)) for v in case.vectors]
-        return function_call(function, **static), (vectors, case.numbers)
+        dtype, numbers = loss_dtype(case.dtype), case.numbers
+        vectors = [None if v is None else v.astype(dtype) for v in case.vectors]
+        if case.adjustments is not None:
+            numbers["logit_adjustment"] = case.adjustments.astype(dtype)
+        return function_call(function, **static), (vectors, numbers)
 
     def class_axis(self, case):
         return case.axis
@@ -127,6 +130,8 @@ class Torch(Adapter):
             return class_call, self.loss(case, reduction=case.reduction)
         call, (vectors, numbers) = self.call_function(case, reduction=case.reduction)
         torch = load("torch")
+        if "logit_adjustment" in numbers:
+            numbers["logit_adjustment"] = torch.tensor(numbers["logit_adjustment"])
         return call, ([None if v is None else torch.tensor(v) for v in vectors], numbers)
 
 
@@ -134,19 +139,20 @@ class TorchOperator(Torch):
     """Compiled calls of the CPU kernel, for small batches too."""
 
     modes = traced_modes = compiled_modes = ("operator",)
-    left_out = ("sigmoid", "soft", "-float64", "impossible")
+    left_out = ("-float64", "impossible", "soft")
 
     def takes(self, plan):
-        return super().takes(plan) and not plan.soft and plan.dtype != "float64"
+        by_element = getattr(plan, "by_element", False)
+        return super().takes(plan) and plan.dtype != "float64" and (by_element or not plan.soft)
 
 
-def torch_batch(y, Δ, w, numbers, options):
+def torch_batch(y, Δ, w, o, numbers, options):
     """What the fused kernel takes beside the logits; all of options but the axis has a default."""
     terms = load("lmf_multi._terms")
     batch = load("lmf_multi.torch._preparation").Batch
     numbers, (axis, *others), soft = terms.Numbers(*numbers), options, y.is_floating_point()
     options = terms.Options(axis % (y.dim() + (not soft)), *others)
-    return batch(y, Δ, w, numbers, options, is_soft=soft, axis=options.axis)
+    return batch(y, Δ, w, o, numbers, options, is_soft=soft, axis=options.axis)
 
 
 class Triton(Adapter):
@@ -171,13 +177,14 @@ class Triton(Adapter):
         ignore_index = None
         if case.as_class:
             loss = self.loss(case)
-            vectors = [loss.margins, loss.class_weight]
+            vectors = [loss.margins, loss.class_weight, loss.logit_adjustment]
             if "where" in arrays and not case.soft:
                 ignore_index = -100
                 arrays["y"] = np.where(arrays.pop("where"), arrays["y"], ignore_index)
         else:
-            vectors = [None if v is None else torch.tensor(v) for v in case.vectors]
-            vectors = [None, *vectors] if case.term == "focal" else vectors
+            margins = None if case.term == "focal" else case.margins
+            vectors = (margins, case.weights, case.adjustments)
+            vectors = [None if v is None else torch.tensor(v) for v in vectors]
         (alpha, beta), device = case.shares, "cuda" if torch.cuda.is_available() else "cpu"
         numbers = alpha, beta, case.gamma, case.scale, case.label_smoothing
 

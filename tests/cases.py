@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmf_multi import class_margins, class_weights, reference
+from lmf_multi import class_margins, class_weights, log_priors, reference
 from tests.checks import assert_within
 
 # Relative to the exact value, and to the largest entry of the exact gradient's row.
@@ -70,6 +70,7 @@ class Case:
     scale: float = 30.0
     max_margin: float = 0.5
     label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
     where: np.ndarray | None = None
     reduction: str = "none"
     upstream: np.ndarray | None = None  # for "none": what multiplies each example's loss
@@ -83,8 +84,9 @@ class Case:
 
     @property
     def counts(self):
-        """What the class is built from; focal takes counts for a named scheme alone."""
-        if self.term == "focal" and not isinstance(self.class_weight, str):
+        """What the class is built from; focal takes counts only where something follows of them."""
+        named = isinstance(self.class_weight, str)
+        if self.term == "focal" and not (named or self.logit_adjustment):
             return ()
         return (self.class_counts,)
 
@@ -102,13 +104,13 @@ class Case:
 
     @property
     def numbers(self):
-        """Hyper-parameters of the function."""
+        """Hyper-parameters of the function that are numbers."""
         return {name: getattr(self, name) for name in NUMBERS[self.term]}
 
     @property
     def options(self):
         """Arguments of the class."""
-        names = (*NUMBERS[self.term], "max_margin", "class_weight")
+        names = (*NUMBERS[self.term], "max_margin", "class_weight", "logit_adjustment")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -128,9 +130,17 @@ class Case:
         w = class_weights(self.class_counts, self.class_weight, max_margin=self.max_margin)
         return rounded(w, loss_dtype(self.dtype))
 
+    @cached_property
+    def adjustments(self):
+        """What is added to the logits, or None."""
+        if not self.logit_adjustment:
+            return None
+        priors = log_priors(self.class_counts)
+        return rounded(self.logit_adjustment * priors, loss_dtype(self.dtype))
+
     @property
     def vectors(self):
-        """Arrays over the classes that the function takes."""
+        """Arrays over the classes that the function takes by position."""
         return [self.weights] if self.term == "focal" else [self.margins, self.weights]
 
     @cached_property
@@ -148,7 +158,13 @@ class Case:
     def _reference(self, labels, alpha, beta, **options):
         numbers = {"alpha": alpha, "beta": beta, "gamma": self.gamma, "scale": self.scale}
         return self.value_and_grad(
-            self.logits, labels, self.margins, self.weights, **numbers, **options
+            self.logits,
+            labels,
+            self.margins,
+            self.weights,
+            logit_adjustment=self.adjustments,
+            **numbers,
+            **options,
         )
 
     @cached_property
@@ -239,6 +255,14 @@ class SigmoidCase(Case):
         n, options = np.stack(self.class_counts, -1), {"max_margin": self.max_margin}
         w = [class_weights(each, self.class_weight, **options) for each in n.reshape(-1, 2)]
         return rounded(np.reshape(w, n.shape), loss_dtype(self.dtype))
+
+    @cached_property
+    def adjustments(self):
+        if not self.logit_adjustment:
+            return None
+        negative, positive = np.array(self.class_counts, np.float64)
+        odds = np.log(positive / negative)
+        return rounded(self.logit_adjustment * odds, loss_dtype(self.dtype))
 
     @property
     def vectors(self):

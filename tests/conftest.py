@@ -1,13 +1,17 @@
 """Set-up that every test file shares; fixtures: frameworks, and ``backend``."""
 
+from contextlib import suppress
+
 import pytest
-from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.checks", "tests.cases")
 
-# the same examples each time; a compilation takes longer than any deadline
-settings.register_profile("suite", deadline=None, derandomize=True)
-settings.load_profile("suite")
+with suppress(ModuleNotFoundError):  # as on a GPU's machine, whose tests do without
+    from hypothesis import settings
+
+    # the same examples each time; a compilation takes longer than any deadline
+    settings.register_profile("suite", deadline=None, derandomize=True)
+    settings.load_profile("suite")
 
 
 # What other packages warn of among themselves.
@@ -25,6 +29,7 @@ def pytest_configure(config):
 
 
 from tests.adapters import ADAPTERS  # noqa: E402
+from tests.engines import forget, mappings  # noqa: E402
 from tests.frameworks import load  # noqa: E402
 
 
@@ -43,7 +48,20 @@ def pytest_collection_modifyitems(config, items):
 def backend(request):
     """A framework in one mode: a case in, its value and gradient out."""
     request.param.losses  # noqa: B018  imports the framework, or skips
-    return request.param
+    yield request.param
+    forget()  # no test that is left asks for this mode
+
+
+ROOM = {"mappings": 30_000}  # of the 65,530 that Linux gives a process, which then crashes
+
+
+@pytest.fixture(autouse=True)
+def room():
+    """For what the next test compiles; TensorFlow never lets go of what XLA compiled for it."""
+    yield
+    if mappings() > ROOM["mappings"]:
+        forget()
+        ROOM["mappings"] = max(ROOM["mappings"], mappings() + 10_000)
 
 
 def framework(name):

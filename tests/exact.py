@@ -40,15 +40,18 @@ def ldam(z, j, margin, s):
 def exact_terms(z, j, margin, gamma, scale):
     """LDAM_j, Focal_j, and their gradients (C,), for one row of logits, rounded to float64."""
     with mp.workdps(DIGITS):
-        z, j = tuple(mp.mpf(float(x)) for x in z), int(j)
+        z, j = tuple(x if isinstance(x, mp.mpf) else mp.mpf(float(x)) for x in z), int(j)
         margin_loss, margin_grad = ldam(z, j, mp.mpf(float(margin)), mp.mpf(scale))
         focal_loss, focal_grad = focal(z, j, mp.mpf(gamma))
         grads = np.array([margin_grad, focal_grad], np.float64)
         return float(margin_loss), float(focal_loss), *grads
 
 
-def exact_lmf(z, j, margins, w, alpha, beta, gamma, scale):
-    """LMF_j and its gradient (C,) for one row of logits."""
+def exact_lmf(z, j, margins, w, alpha, beta, gamma, scale, added=None):
+    """LMF_j and its gradient (C,) for one row of logits, to which something may be added."""
+    if added is not None:
+        with mp.workdps(DIGITS):
+            z = [mp.mpf(float(x)) + mp.mpf(float(o)) for x, o in zip(z, added, strict=True)]
     margin_loss, focal_loss, margin_grad, focal_grad = exact_terms(z, j, margins[j], gamma, scale)
     a, b = alpha * w[j], beta * w[j]
     return a * margin_loss + b * focal_loss, a * margin_grad + b * focal_grad

@@ -22,6 +22,7 @@ class Plan:
     weighted: bool = True
     masked: bool = True
     smoothed: bool = False
+    adjusted: bool = False
     reduction: str = "none"
     as_class: bool = False
     axis: int = -1
@@ -35,11 +36,12 @@ class Plan:
 PLANS = (
     Plan(),
     Plan(reduction="mean", as_class=True),
-    Plan((2, 3), 4, smoothed=True, reduction="mean", as_class=True, axis=1),
+    Plan((2, 3), 4, smoothed=True, adjusted=True, reduction="mean", as_class=True, axis=1),
     Plan((2, 2, 2), 2, "soft", masked=False, dtype="float64"),
     Plan((5,), 6, "soft", smoothed=True, masked=False, reduction="batch_mean", as_class=True),
     Plan((), 5, term="focal", dtype="float64", masked=False),
-    Plan((3, 2), 3, term="ldam", weighted=False, axis=0),
+    Plan((3, 2), 3, term="ldam", weighted=False, adjusted=True, axis=0),
+    Plan((6,), 4, adjusted=True),
     Plan((4,), 3, "one-hot", "bfloat16", reduction="sum", masked=False, as_class=True),
     Plan((4,), 3, dtype="float16", term="focal", smoothed=True),
     Plan((0,), 3, reduction="mean", as_class=True),
@@ -71,6 +73,7 @@ def free_plans(draw, kind, **own):
         weighted=st.booleans(),
         masked=st.booleans(),
         smoothed=st.booleans(),
+        adjusted=st.booleans(),
         reduction=st.sampled_from(["none", "sum", "mean", "batch_mean"]),
         as_class=st.booleans(),
         axis=st.integers(-1 - len(batch_shape), len(batch_shape)),
@@ -91,6 +94,7 @@ def others(draw, plan, shape):
         "scale": draw(st.sampled_from(SCALES)),
         "max_margin": draw(st.sampled_from([0.1, 0.5])),
         "label_smoothing": draw(st.sampled_from([0.05, 0.1, 1.0])) if plan.smoothed else 0.0,
+        "logit_adjustment": draw(st.sampled_from([-0.5, 1.0, 3.0])) if plan.adjusted else 0.0,
         "reduction": plan.reduction,
         "upstream": 2 * draw(units(shape)) if plan.reduction == "none" else None,
         "dtype": plan.dtype,
@@ -160,8 +164,9 @@ class SigmoidPlan(Plan):
 SIGMOID_PLANS = (
     SigmoidPlan(),
     SigmoidPlan(by_label=False, dtype="float64"),
-    SigmoidPlan((2,), 3, "soft", by_label=False, smoothed=True),
-    SigmoidPlan((4,), 5, reduction="mean", as_class=True),
+    SigmoidPlan((2,), 3, "soft", by_label=False, smoothed=True, adjusted=True),
+    SigmoidPlan((4,), 5, adjusted=True, reduction="mean", as_class=True),
+    SigmoidPlan(adjusted=True, weighted=False, masked=False),
     SigmoidPlan((2, 3), 1, "soft", reduction="mean", as_class=True, axis=1),
     SigmoidPlan((5,), 2, smoothed=True, reduction="batch_mean", as_class=True),
     SigmoidPlan((3,), 4, dtype="bfloat16", weighted=False, masked=False),

@@ -121,7 +121,7 @@ STEPS = [
     *("soft_targets", "targets", "sigmoid_targets", "by_label", "normalizers"),
     "mixture",
     *("value_and_grad", "one_class", "all_classes", "sigmoid", "weights", "sums_of_others"),
-    *("chain", "log_odds", "difference", "ldam", "focal", "tail", "times"),
+    *("chain", "log_odds", "difference", "adjusted", "ldam", "focal", "tail", "times"),
 ]
 
 

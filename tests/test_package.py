@@ -26,17 +26,20 @@ CLASSES = {"LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"}
 EXPORTS = {
     "lmf_multi": {
         "LMFSpec",
+        "adjust_logits",
         "class_counts",
         "class_margins",
         "class_weights",
         "deferred_weights",
+        "log_priors",
+        "tune_adjustment",
         "__version__",
     },
     "lmf_multi.reference": FUNCTIONS
     | CLASSES
     | {"cosine_logits", "lmf_loss_and_grad", "sigmoid_lmf_loss_and_grad"},
     "lmf_multi.torch": FUNCTIONS | CLASSES | {"CosineLinear"},
-    "lmf_multi.jax": FUNCTIONS | CLASSES | {"CosineLinear"},
+    "lmf_multi.jax": FUNCTIONS | CLASSES | {"CosineLinear", "stack_losses"},
     "lmf_multi.keras": FUNCTIONS | CLASSES | {"CosineLinear", "DeferredReweighting"},
 }
 

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 require("jax")
 
 from lmf_multi.jax._functional import focal_loss, ldam_loss, lmf_loss, sigmoid_lmf_loss  # noqa: E402
-from lmf_multi.jax._losses import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss  # noqa: E402
+from lmf_multi.jax._losses import (  # noqa: E402
+    FocalLoss,
+    LDAMLoss,
+    LMFLoss,
+    SigmoidLMFLoss,
+    stack_losses,
+)
 
-__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "SigmoidLMFLoss"]
+__all__ = ["FocalLoss", "LDAMLoss", "LMFLoss", "SigmoidLMFLoss", "stack_losses"]
 __all__ += ["focal_loss", "ldam_loss", "lmf_loss", "sigmoid_lmf_loss"]
 
 # so that ``import *`` and dir() offer only what is there

@@ -26,26 +26,30 @@ def value_and_grad(z: Array, labels: Labels, terms: Terms, axis: int | None) -> 
 
 def one_class(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Array, Array]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    Δ, w, a, b, γ, s = terms
+    Δ, w, a, b, γ, s, o = terms
     W, y = weights(labels, w, axis, z.dtype), jnp.maximum(labels.y, 0)
     is_y = is_class(y, z.shape[axis], axis)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     masked = labels.masked
     left_out = is_y if masked is None else is_y | jnp.expand_dims(masked, axis)
-    others = jnp.where(left_out, _IMPOSSIBLE, z)
+    added, lost = adjusted(z, None if o is None else by_class(o, z.ndim, axis))
+    others = jnp.where(left_out, _IMPOSSIBLE, added)
     M, z_y = _largest_and_labelled(others, z, y, axis)
+    z_y, lost_y = adjusted(z_y, None if o is None else at_class(o, y, axis))
+    if lost is not None:
+        M = below(M)
     if masked is not None:
         z_y = jnp.where(masked, 0, z_y)
-    x = jnp.maximum(others - jnp.expand_dims(M, axis), -LARGE)
+    x = jnp.maximum(above(others, jnp.expand_dims(M, axis), lost), -LARGE)
 
     exponentials = [jnp.exp(s * x)] * (a is not None) + [jnp.exp(x)] * (b is not None)
     sums = [_at_least_1(S) for S in _sums(axis, *exponentials)]
     each = []
     if a is not None:
         Δ_y = at_class(Δ, y, axis)
-        each.append((W * a, *ldam(log_odds(z_y, M, sums[0], s, Δ_y), s)))
+        each.append((W * a, *ldam(log_odds(z_y, M, sums[0], s, Δ_y, lost_y), s)))
     if b is not None:
-        each.append((W * b, *focal(log_odds(z_y, M, sums[-1]), γ)))
+        each.append((W * b, *focal(log_odds(z_y, M, sums[-1], lost=lost_y), γ)))
     if not each:
         return jnp.zeros_like(z_y), jnp.zeros_like(z)
     losses = [times(c, loss) for c, loss, _ in each]
@@ -63,26 +67,30 @@ def all_classes(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Arra
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    Δ, w, a, b, γ, s = terms
+    Δ, w, a, b, γ, s, o = terms
+    z, lost = adjusted(z, None if o is None else by_class(o, z.ndim, axis))
     top = jnp.argmax(jax.lax.stop_gradient(z), axis)
     is_top = is_class(top, z.shape[axis], axis)
     others = jnp.where(is_top, _IMPOSSIBLE, z)
     M = jax.lax.stop_gradient(z).max(axis, keepdims=True)
     M_others = jnp.maximum(jax.lax.stop_gradient(others).max(axis, keepdims=True), -LARGE)
+    if lost is not None:
+        M, M_others = below(M), below(M_others)
     M_j = jnp.where(is_top, M_others, M)
-    x, x_others = jnp.maximum(z - M, -LARGE), jnp.maximum(others - M_others, -LARGE)
+    x = jnp.maximum(above(z, M, lost), -LARGE)
+    x_others = jnp.maximum(above(others, M_others, lost), -LARGE)
 
     share, losses, grads = shares(labels.q, w, axis), [], []
     if a is not None:
         e, e_others = jnp.exp(s * x), jnp.exp(s * x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = ldam(log_odds(z, M_j, S, s, by_class(Δ, z.ndim, axis)), s)
+        loss, slope = ldam(log_odds(z, M_j, S, s, by_class(Δ, z.ndim, axis), lost), s)
         losses.append(times(share * a, loss))
         grads.append(chain(share * a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = jnp.exp(x), jnp.exp(x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = focal(log_odds(z, M_j, S), γ)
+        loss, slope = focal(log_odds(z, M_j, S, lost=lost), γ)
         losses.append(times(share * b, loss))
         grads.append(chain(share * b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -95,19 +103,21 @@ def sigmoid(x: Array, labels: Labels, terms: Terms) -> tuple[Array, Array]:
 
     What is of negative and positive lies along a first axis, (2, N).
     """
-    Δ, w, a, b, γ, s = terms
+    Δ, w, a, b, γ, s, o = terms
+    x, lost = adjusted(x, o)
     if labels.q is None:
         x = x if labels.masked is None else jnp.where(labels.masked, 0, x)
         sign = jnp.where(labels.y == 1, 1, -1).astype(x.dtype)
         W, Δ = weights(labels, w, None, x.dtype), None if Δ is None else at_class(Δ, labels.y, None)
-        ω = sign * x
     else:
         sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
-        W, ω = shares(labels.q, w, None), sign * x[None]
+        W, x = shares(labels.q, w, None), x[None]
+        lost = None if lost is None else lost[None]
+    ω, lost = sign * x, None if lost is None else sign * lost
 
     losses, slopes = [], []
     if a is not None:
-        loss, slope = ldam(log_odds(ω, 0.0, jnp.ones_like(ω), s, Δ), s)
+        loss, slope = ldam(log_odds(ω, 0.0, jnp.ones_like(ω), s, Δ, lost), s)
         losses.append(times(W * a, loss))
         slopes.append(W * a * slope)
     if b is not None:
@@ -115,7 +125,8 @@ def sigmoid(x: Array, labels: Labels, terms: Terms) -> tuple[Array, Array]:
         losses.append(times(W * b, loss))
         slopes.append(W * b * slope)
     if not losses:
-        return jnp.zeros_like(x), jnp.zeros_like(x)
+        nothing = jnp.zeros_like(x if labels.q is None else x[0])
+        return nothing, nothing
     loss, grad = _sum(losses), sign * _sum(slopes)
     return (loss, grad) if labels.q is None else (loss.sum(0), grad.sum(0))
 
@@ -152,11 +163,17 @@ def chain(G: Array, e: Array, S: Array, r_top: Array, is_top: Array, axis: int) 
     return G - e * (t.sum(axis, keepdims=True) - t) - r_top * G_top
 
 
-def log_odds(z: Array, M: Any, S: Array, s: Any = 1.0, Δ: Any = 0.0) -> Array:
-    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
-    d, lost = difference(z, M)
-    h, also_lost = difference(d, Δ)
-    ω: Array = s * h + (s * (lost + also_lost) - jnp.log(S))
+def log_odds(
+    z: Array, M: Any, S: Array, s: Any = 1.0, Δ: Any = 0.0, lost: Array | None = None
+) -> Array:
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back.
+
+    ``lost`` is one of z already.
+    """
+    d, of_M = difference(z, M)
+    h, of_Δ = difference(d, Δ)
+    errors = of_M + of_Δ if lost is None else of_M + of_Δ + lost
+    ω: Array = s * h + (s * errors - jnp.log(S))
     return ω
 
 
@@ -165,6 +182,11 @@ def difference(a: Array, b: Any) -> tuple[Array, Array]:
     c = a - b
     lost = (a - (c + (a - c))) + ((a - c) - b)
     return c, jax.lax.stop_gradient(jnp.where(jnp.isfinite(lost), lost, 0))
+
+
+def adjusted(z: Array, o: Array | None) -> tuple[Array, Array | None]:
+    """z + o, rounded, and what the rounding lost; z itself without an adjustment."""
+    return (z, None) if o is None else difference(z, -o)
 
 
 def ldam(τ: Array, s: Any) -> tuple[Array, Array]:
@@ -262,6 +284,18 @@ def at_label(x: Array, y: Array, axis: int) -> Array:
         return select(x, y)
     x_y: Array = jax.lax.platform_dependent(x, y, cpu=gather, default=select)
     return x_y
+
+
+def below(M: Array) -> Array:
+    """A little less than the largest of adjusted logits, which was rounded: without rounding it is
+    above, so that its exponential is 1 or more."""
+    lower: Array = M - jnp.abs(M) * np.finfo(M.dtype).eps
+    return lower
+
+
+def above(z: Array, M: Array, lost: Array | None) -> Array:
+    """z - M, with what z has lost: M is about as large as z, the difference need not be."""
+    return z - M if lost is None else (z - M) + lost
 
 
 def nan_where(bad: Array, x: Array) -> Array:

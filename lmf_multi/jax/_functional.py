@@ -17,6 +17,7 @@ from lmf_multi._terms import Labels, Numbers, Options, Terms, Vectors
 from lmf_multi.jax._closed_form import is_class, nan_where
 from lmf_multi.jax._mixture import mixture
 from lmf_multi.jax._preparation import (
+    along,
     by_label,
     normalizers,
     sigmoid_targets,
@@ -47,6 +48,7 @@ def lmf_loss(
     gamma: ArrayLike = 1.5,
     scale: ArrayLike = 30.0,
     label_smoothing: ArrayLike = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -63,6 +65,8 @@ def lmf_loss(
         gamma: focusing exponent, at least 0.
         scale: factor on the logits inside the LDAM term, positive.
         label_smoothing: ε, in [0, 1].
+        logit_adjustment: float (C,), nats, added to the logits before both terms, such as τ times
+            ``lmf_multi.log_priors``; or None.
         axis: the class axis of ``logits``.
         where: bool, one value for each example; False gives 0, whatever the logits and the label.
 
@@ -81,7 +85,8 @@ def lmf_loss(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where)
-    return compute_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return compute_loss(logits, labels, vectors, numbers, options)
 
 
 def ldam_loss(
@@ -92,6 +97,7 @@ def ldam_loss(
     *,
     scale: ArrayLike = 30.0,
     label_smoothing: ArrayLike = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -102,7 +108,8 @@ def ldam_loss(
     """
     numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
     options = Options(axis, where)
-    return compute_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return compute_loss(logits, labels, vectors, numbers, options)
 
 
 def focal_loss(
@@ -112,6 +119,7 @@ def focal_loss(
     *,
     gamma: ArrayLike = 1.5,
     label_smoothing: ArrayLike = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -122,7 +130,8 @@ def focal_loss(
     """
     numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
     options = Options(axis, where)
-    return compute_loss(logits, labels, Vectors(None, class_weight), numbers, options)
+    vectors = Vectors(None, class_weight, logit_adjustment)
+    return compute_loss(logits, labels, vectors, numbers, options)
 
 
 def sigmoid_lmf_loss(
@@ -136,6 +145,7 @@ def sigmoid_lmf_loss(
     gamma: ArrayLike = 1.5,
     scale: ArrayLike = 30.0,
     label_smoothing: ArrayLike = 0.0,
+    logit_adjustment: ArrayLike | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -147,7 +157,8 @@ def sigmoid_lmf_loss(
         margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
             positive.
         class_weight: float (2,) or (L, 2), at least 0, or None for ones.
-        axis: the label axis of ``logits``, for (L, 2).
+        logit_adjustment: float () or (L,), nats, added to the logits, such as τ log(n⁺ / n⁻).
+        axis: the label axis of ``logits``, for (L, 2) and (L,).
         where: bool, the logits' shape; False gives 0, whatever the logit and the label.
 
     The other arguments, results and errors as :func:`lmf_loss`; one value for each element.
@@ -158,7 +169,8 @@ def sigmoid_lmf_loss(
     """
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(axis, where)
-    return compute_sigmoid_loss(logits, labels, Vectors(margins, class_weight), numbers, options)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    return compute_sigmoid_loss(logits, labels, vectors, numbers, options)
 
 
 def compute_loss(
@@ -195,7 +207,9 @@ def compute_sigmoid_loss(
     where, shapes = described(options.where), shapes_of(*vectors)
     soft = check_sigmoid_inputs(described(x), described(t), options.axis, shapes, where)
     numbers = _checked(numbers, dtype)
-    vectors = Vectors(*(None if v is None else by_label(v, x.ndim, options.axis) for v in vectors))
+    Δ, w, o = vectors
+    Δ, w = (None if v is None else by_label(v, x.ndim, options.axis) for v in (Δ, w))
+    vectors = Vectors(Δ, w, None if o is None else along(o, x.ndim, options.axis))
     given, presence = sigmoid_targets(t, options, dtype)
     divisors = normalizers(given, presence, vectors.class_weight, None, options)
     terms = _terms(vectors, numbers, *divisors)
@@ -212,7 +226,7 @@ def total_weight_and_examples(
 ) -> tuple[Array, Array]:
     """What the means of ``lmf_loss`` divide by: the batch's class weight and its examples, ()."""
     dtype = jnp.result_type(float)
-    y, (_, w), options = _given(labels, Vectors(None, class_weight), options, dtype)
+    y, (_, w, _), options = _given(labels, Vectors(None, class_weight), options, dtype)
     soft = jnp.issubdtype(y.dtype, jnp.floating)
     axis = options.axis % y.ndim if soft else y.ndim
     check_mask(described(options.where), y.shape[:axis] + y.shape[axis + 1 :])
@@ -227,7 +241,7 @@ def total_sigmoid_weight_and_examples(
 ) -> tuple[Array, Array]:
     """The same for the sigmoid form."""
     dtype = jnp.result_type(float)
-    t, (_, w), options = _given(labels, Vectors(None, class_weight), options, dtype)
+    t, (_, w, _), options = _given(labels, Vectors(None, class_weight), options, dtype)
     check_mask(described(options.where), t.shape)
     w = None if w is None else by_label(w, t.ndim, options.axis)
     return totals(*sigmoid_targets(t, options, dtype), w, None)
@@ -238,9 +252,9 @@ def _given(
 ) -> tuple[Array, Vectors, Options]:
     """Labels, vectors and mask as arrays of JAX."""
     check_vectors(**{name: _on_host(v) for name, v in vectors._asdict().items()})
-    Δ, w = (None if v is None else jnp.asarray(v, dtype) for v in vectors)
+    arrays = Vectors(*(None if v is None else jnp.asarray(v, dtype) for v in vectors))
     mask = None if options.where is None else jnp.asarray(options.where)
-    return _as_labels(labels), Vectors(Δ, w), options._replace(where=mask)
+    return _as_labels(labels), arrays, options._replace(where=mask)
 
 
 def _as_labels(labels: ArrayLike) -> Array:
@@ -283,10 +297,10 @@ def _is_zero(number: Any) -> bool:
 
 def _terms(vectors: Vectors, numbers: Numbers, by_weight: Any, by_examples: Any) -> Terms:
     """The terms of a batch whose sums are divided by these, () each."""
-    (Δ, w), (α, β, γ, s, _) = vectors, numbers
+    (Δ, w, o), (α, β, γ, s, _) = vectors, numbers
     a = None if Δ is None or _is_zero(α) else α / by_weight
     b = None if _is_zero(β) else β / by_examples
-    return Terms(Δ, w, a, b, γ, s)
+    return Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o)
 
 
 def _over_classes(

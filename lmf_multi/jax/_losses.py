@@ -1,9 +1,11 @@
 """The losses as pytrees: arrays from class counts, remembered for ``lmf_loss``."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -34,11 +36,13 @@ class _Loss:
     """A pytree: arrays and hyper-parameters are leaves, the rest is static.
 
     One jitted function thus serves new values without a recompile, and ``jax.vmap`` runs over
-    losses stacked with ``jax.tree.map``. ``replace`` gives a copy with other leaves.
+    what ``stack_losses`` returns. ``replace`` gives a copy with other leaves.
     """
 
     margins: Any
     class_weight: Any
+    # with a value for losses that were pickled before there was any
+    logit_adjustment: Any = field(default=None, kw_only=True)
     alpha: Any
     beta: Any
     gamma: Any
@@ -87,7 +91,7 @@ class _Loss:
         Raises:
             TypeError: a name is no attribute of the loss.
         """
-        attributes = {field.name: getattr(self, field.name) for field in fields(_Loss)}
+        attributes = {each.name: getattr(self, each.name) for each in fields(_Loss)}
         for name in changes:
             if name not in attributes:
                 raise TypeError(
@@ -107,6 +111,7 @@ class _Loss:
         gamma: Any,
         scale: Any,
         label_smoothing: Any,
+        logit_adjustment: Any = None,
         axis: int = -1,
         reduction: Reduction = "mean",
         axis_name: Any = None,
@@ -116,7 +121,8 @@ class _Loss:
         Raises:
             TypeError: a list in short, as ``repr`` shows one of more than 20 classes.
         """
-        arrays = {"margins": margins, "class_weight": class_weight}
+        vectors = Vectors(margins, class_weight, logit_adjustment)
+        arrays = vectors._asdict()
         for name, values in arrays.items():
             if isinstance(values, list) and ... in values:
                 raise TypeError(f"{name} must be numbers, got {short(values)}; pickle the loss")
@@ -126,7 +132,7 @@ class _Loss:
         return cls._of(arrays | numbers._asdict() | static)
 
     def __repr__(self) -> str:
-        attributes = {field.name: _plain(getattr(self, field.name)) for field in fields(_Loss)}
+        attributes = {each.name: _plain(getattr(self, each.name)) for each in fields(_Loss)}
         return f"{type(self).__name__}.from_arrays({arguments(attributes)})"
 
     def __call__(
@@ -152,7 +158,7 @@ class _Loss:
             )
         if self.axis_name is not None and self.reduction != "sum":
             normalizers = normalizers or self.normalizers(labels, where=where)
-        vectors = Vectors(self.margins, self.class_weight)
+        vectors = Vectors(self.margins, self.class_weight, self.logit_adjustment)
         options = Options(self.axis, where, reduction=self.reduction, totals=normalizers)
         loss = self._compute(logits, labels, vectors, numbers_of(self), options)
         if self.reduction == "none":
@@ -210,12 +216,14 @@ class LMFLoss(LMFConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -235,12 +243,14 @@ class LDAMLoss(LDAMConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -260,12 +270,14 @@ class FocalLoss(FocalConstructors, _Loss):
         max_margin: float = 0.5,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         self._set(parameters, axis, reduction, axis_name)
 
 
@@ -302,11 +314,98 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         axis: int = -1,
         reduction: Reduction = "mean",
         axis_name: Any = None,
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(*counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(*counts, numbers, *others)
         self._set(parameters, axis, reduction, axis_name)
+
+
+def stack_losses(losses: Sequence[_Loss]) -> Any:
+    """One batched loss from several, over which ``jax.vmap`` runs: many trainings in one program.
+
+    Each has the value and the gradients that it has by itself; ``jax.tree.map`` would refuse losses
+    of different kinds, or of which only some have class weights.
+
+    Args:
+        losses: K losses, of any kinds and values, but with the same number of classes, ``axis``,
+            ``reduction`` and ``axis_name``; sigmoid losses with none but their own kind.
+
+    Returns:
+        ``LMFLoss`` whose vectors are (K, C), or ``SigmoidLMFLoss`` whose are (K, 2) or (K, L, 2),
+        and numbers (K,). Class weights of None become ones, margins and logit adjustments of None
+        zeros, unless no loss has any.
+
+    Raises:
+        ValueError: losses that do not go together, or none.
+        TypeError: what is no loss of this package.
+
+    >>> import jax.numpy as jnp
+    >>> losses = stack_losses([LMFLoss([90, 10], scale=1.0), FocalLoss(gamma=2.0)])
+    >>> each = jax.vmap(lambda loss: loss(jnp.array([[0.5, 1.0]]), jnp.array([0])))(losses)
+    >>> [round(loss, 4) for loss in each.tolist()]
+    [1.883, 0.3774]
+    """
+    losses = list(losses)
+    if not losses:
+        raise ValueError("losses must hold at least one loss, got none")
+    for loss in losses:
+        _check_together(losses[0], loss)
+    kind = SigmoidLMFLoss if isinstance(losses[0], SigmoidLMFLoss) else LMFLoss
+    sizes = {size for loss in losses for size in _sizes(loss)}
+    if len(sizes) > 1:
+        what = "labels" if kind is SigmoidLMFLoss else "classes"
+        raise ValueError(
+            f"losses must have the same number of {what}, "
+            f"got {' and '.join(map(str, sorted(sizes)))}; stack those that agree"
+        )
+    static = {name: getattr(losses[0], name) for name in _STATIC}
+    leaves = {name: _stacked([getattr(loss, name) for loss in losses], name) for name in _LEAVES}
+    return kind._of(leaves | static)
+
+
+def _check_together(first: _Loss, loss: Any) -> None:
+    if not isinstance(loss, _Loss):
+        raise TypeError(f"losses must be losses of lmf_multi.jax, got {loss!r}")
+    if isinstance(loss, SigmoidLMFLoss) != isinstance(first, SigmoidLMFLoss):
+        raise ValueError(
+            f"losses must all be sigmoid losses or none, got {type(first).__name__} and "
+            f"{type(loss).__name__}; stack each kind for itself"
+        )
+    for name in _STATIC:
+        one, other = getattr(first, name), getattr(loss, name)
+        if other != one:
+            raise ValueError(
+                f"losses must have the same {name}, got {one!r} and {other!r}; "
+                "stack those that agree"
+            )
+    for name in Numbers._fields:
+        if shape := np.shape(getattr(loss, name)):
+            raise ValueError(
+                f"losses must not be stacked yet, got {name} of shape {shape}; "
+                "stack all of them at once"
+            )
+
+
+def _sizes(loss: _Loss) -> list[int]:
+    """The number of classes, or of labels in the sigmoid form, as each vector has it."""
+    of_both = {"margins": 1, "class_weight": 1} if isinstance(loss, SigmoidLMFLoss) else {}
+    shapes = {name: np.shape(getattr(loss, name)) for name in Vectors._fields}
+    given = [shape[: len(shape) - of_both.get(name, 0)] for name, shape in shapes.items()]
+    return [shape[0] for shape in given if shape]
+
+
+def _stacked(values: list[Any], name: str) -> Any:
+    """A leaf of all losses (K, …), or None where no loss has it; some may be tracers."""
+    given = [np.shape(value) for value in values if value is not None]
+    if not given:
+        return None
+    shape, dtype = max(given, key=len), jnp.result_type(float)
+    missing = 1.0 if name == "class_weight" else 0.0
+    arrays = [jnp.asarray(missing if value is None else value, dtype) for value in values]
+    return jnp.stack([jnp.broadcast_to(array, shape) for array in arrays])

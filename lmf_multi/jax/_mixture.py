@@ -54,6 +54,6 @@ def _chosen(
     z: Array, labels: Labels, terms: Terms, axis: int | None, with_grad: bool
 ) -> tuple[Array, Any]:
     """Loss (N,), and the gradient (N, C) where it is wanted, by the kernel or by operations."""
-    if axis is not None and labels.q is None and has_kernel_for(z):
+    if (axis is None or labels.q is None) and has_kernel_for(z):
         return by_kernel(z, labels, terms, axis, with_grad)
     return value_and_grad(z, labels, terms, axis)

@@ -62,7 +62,14 @@ def by_label(vector: Array, ndim: int, axis: int) -> Array:
     """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
     if vector.ndim == 1:
         return vector.reshape(2, *[1] * ndim)
-    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+    return along(vector.T, ndim, axis)
+
+
+def along(vector: Array, ndim: int, axis: int) -> Array:
+    """(…, L), or () for one of all labels, with L along the axis of the logits."""
+    size = -1 if vector.ndim else 1
+    shape = [size if i == axis % ndim else 1 for i in range(ndim)]
+    return vector.reshape([*vector.shape[:-1], *shape])
 
 
 def normalizers(

@@ -65,6 +65,7 @@ def lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     axis: int = -1,
     where: Any = None,
 ) -> Any:
@@ -81,6 +82,8 @@ def lmf_loss(
         gamma: focusing exponent, at least 0.
         scale: factor on the logits inside the LDAM term, positive.
         label_smoothing: ε, in [0, 1].
+        logit_adjustment: float (C,), nats, added to the logits before both terms, such as τ times
+            ``lmf_multi.log_priors``; or None.
         axis: the class axis of ``logits``.
         where: bool, one value for each example; False gives 0, whatever the logits and the label.
 
@@ -97,7 +100,7 @@ def lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
-    vectors = Vectors(margins, class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     z, y, options = _given(logits, labels, vectors, Options(axis, where))
     return compute_loss(z, y, vectors, numbers, options)
@@ -111,6 +114,7 @@ def ldam_loss(
     *,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     axis: int = -1,
     where: Any = None,
 ) -> Any:
@@ -120,7 +124,7 @@ def ldam_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.6931], dtype=float32)
     """
-    vectors = Vectors(margins, class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
     numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
     z, y, options = _given(logits, labels, vectors, Options(axis, where))
     return compute_loss(z, y, vectors, numbers, options)
@@ -133,6 +137,7 @@ def focal_loss(
     *,
     gamma: float = 1.5,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     axis: int = -1,
     where: Any = None,
 ) -> Any:
@@ -141,7 +146,7 @@ def focal_loss(
     >>> ops.convert_to_numpy(focal_loss(ops.zeros((1, 2)), ops.array([0]), gamma=2.0)).round(4)
     array([0.1733], dtype=float32)
     """
-    vectors = Vectors(None, class_weight)
+    vectors = Vectors(None, class_weight, logit_adjustment)
     numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
     z, y, options = _given(logits, labels, vectors, Options(axis, where))
     return compute_loss(z, y, vectors, numbers, options)
@@ -158,6 +163,7 @@ def sigmoid_lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     axis: int = -1,
     where: Any = None,
 ) -> Any:
@@ -169,7 +175,8 @@ def sigmoid_lmf_loss(
         margins: float (2,), or (L, 2) for the L labels along ``axis``: of the negative and of the
             positive.
         class_weight: float (2,) or (L, 2), at least 0, or None for ones.
-        axis: the label axis of ``logits``, for (L, 2).
+        logit_adjustment: float () or (L,), nats, added to the logits, such as τ log(n⁺ / n⁻).
+        axis: the label axis of ``logits``, for (L, 2) and (L,).
         where: bool, the logits' shape; False gives 0, whatever the logit and the label.
 
     The other arguments, results and errors as :func:`lmf_loss`; one value for each element.
@@ -178,7 +185,7 @@ def sigmoid_lmf_loss(
     >>> ops.convert_to_numpy(loss).round(4)
     array([0.0052, 1.1497], dtype=float32)
     """
-    vectors = Vectors(margins, class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     z, y, options = _given(logits, labels, vectors, Options(axis, where))
     return compute_sigmoid_loss(z, y, vectors, numbers, options)

@@ -60,7 +60,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         super().__init__(name=options.name, dtype=options.dtype)
         self.reduction, self.axis = options.reduction, options.axis
         self.from_logits, self.ignore_class = options.from_logits, ignore_class
-        self.margins, self.class_weight = parameters.vectors
+        self.margins, self.class_weight, self.logit_adjustment = parameters.vectors
         remember(self, parameters)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -94,7 +94,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
         z = self._logits(y_pred)
         y = self._labels(y_true, z)
         mask = self._mask(get_keras_mask(y_pred), y, z)
-        vectors = Vectors(self.margins, self.class_weight)
+        vectors = Vectors(self.margins, self.class_weight, self.logit_adjustment)
         options = Options(self.axis, mask, mask_name="ignore_class", reduction=reduction)
         return self._compute(z, y, vectors, numbers_of(self), options), mask
 
@@ -188,7 +188,7 @@ class _Loss(keras.losses.Loss):  # type: ignore[misc]  # Keras carries no types
             class_weight: what the constructor takes.
         """
         parameters = self.build(current(self._config, self) | {"class_weight": class_weight})
-        _, self.class_weight = parameters.vectors
+        self.class_weight = parameters.vectors.class_weight
         self._config = parameters.config
 
     def __repr__(self) -> str:
@@ -276,6 +276,7 @@ class LMFLoss(LMFConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
@@ -284,7 +285,8 @@ class LMFLoss(LMFConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -301,6 +303,7 @@ class LDAMLoss(LDAMConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
@@ -309,7 +312,8 @@ class LDAMLoss(LDAMConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -326,6 +330,7 @@ class FocalLoss(FocalConstructors, _Loss):
         max_margin: float = 0.5,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
@@ -334,7 +339,8 @@ class FocalLoss(FocalConstructors, _Loss):
         dtype: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *others)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 
@@ -373,6 +379,7 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
@@ -382,7 +389,8 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(*counts, numbers, max_margin, class_weight)
+        others = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(*counts, numbers, *others)
         options = _Options(from_logits, ignore_class, axis, reduction, name, dtype)
         super().__init__(parameters, options)
 

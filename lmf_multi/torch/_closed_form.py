@@ -32,26 +32,29 @@ def value_and_grad(
 
 def one_class(z: Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[Tensor, Tensor]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    z, masked, y, (Δ, w, a, b, γ, s) = widened(z), labels.masked, labels.y.clamp(min=0), terms
+    masked, y, (Δ, w, a, b, γ, s, o) = labels.masked, labels.y.clamp(min=0), terms
+    z, lost = adjusted(widened(z), None if o is None else by_class(o, z.dim(), axis))
     W, is_y = weights(labels, w, z.dtype), is_class(y, z, axis)
-    z_y, left_out = z.gather(axis, y.unsqueeze(axis)).squeeze(axis), is_y
+    z_y, left_out = of_label(z, y, is_y, axis), is_y
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
         z_y, left_out = torch.where(masked, 0.0, z_y), is_y | masked.unsqueeze(axis)
     others = torch.where(left_out, -torch.inf, z)  # masked_fill would change the layout
-    M = others.detach().amax(axis).clamp(min=-LARGE)
-    x = others - M.unsqueeze(axis)
+    M, lost_y = others.detach().amax(axis).clamp(min=-LARGE), None
+    if lost is not None:
+        M, lost_y = below(M), of_label(lost, y, is_y, axis)
+    x = above(others, M.unsqueeze(axis), lost)
 
     losses, slopes, grads = [], [], []
     if a is not None and Δ is not None:
         e, S = exponentials(s * x, axis)
-        loss, slope = ldam(log_odds(z_y, M, S.squeeze(axis), s, at_class(Δ, y)), s)
+        loss, slope = ldam(log_odds(z_y, M, S.squeeze(axis), s, at_class(Δ, y), lost_y), s)
         losses.append(times(W * a, loss))
         slopes.append((W * a * slope).unsqueeze(axis))
         grads.append(e * (slopes[-1] / -S))
     if b is not None:
         e, S = exponentials(x, axis)
-        loss, slope = focal(log_odds(z_y, M, S.squeeze(axis)), γ)
+        loss, slope = focal(log_odds(z_y, M, S.squeeze(axis), lost=lost_y), γ)
         losses.append(times(W * b, loss))
         slopes.append((W * b * slope).unsqueeze(axis))
         grads.append(e * (slopes[-1] / -S))
@@ -66,26 +69,30 @@ def all_classes(z: Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[Ten
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    z, q, (Δ, w, a, b, γ, s) = widened(z), labels.q, terms
-    Δ, w = (None if v is None else by_class(v, z.dim(), axis) for v in (Δ, w))
+    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    Δ, w, o = (None if v is None else by_class(v, z.dim(), axis) for v in (Δ, w, o))
+    z, lost = adjusted(widened(z), o)
     share = q if w is None else q * w
     is_top = is_class(z.detach().argmax(axis), z, axis)
     others = torch.where(is_top, -torch.inf, z)
     M = z.detach().amax(axis, keepdim=True)
     M_others = others.detach().amax(axis, keepdim=True).clamp(min=-LARGE)
-    M_j, x, x_others = torch.where(is_top, M_others, M), z - M, others - M_others
+    if lost is not None:
+        M, M_others = below(M), below(M_others)
+    M_j = torch.where(is_top, M_others, M)
+    x, x_others = above(z, M, lost), above(others, M_others, lost)
 
     losses, grads = [], []
     if a is not None and Δ is not None:
         e, e_others = torch.exp(s * x), torch.exp(s * x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = ldam(log_odds(z, M_j, S, s, Δ), s)
+        loss, slope = ldam(log_odds(z, M_j, S, s, Δ, lost), s)
         losses.append(times(share * a, loss))
         grads.append(chain(share * a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = torch.exp(x), torch.exp(x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = focal(log_odds(z, M_j, S), γ)
+        loss, slope = focal(log_odds(z, M_j, S, lost=lost), γ)
         losses.append(times(share * b, loss))
         grads.append(chain(share * b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -98,7 +105,8 @@ def sigmoid(x: Tensor, labels: Labels, terms: Terms) -> tuple[Tensor, Tensor]:
 
     Δ, w and q have negative and positive along a first axis (2, …).
     """
-    x, q, (Δ, w, a, b, γ, s) = widened(x), labels.q, terms
+    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    x, lost = adjusted(widened(x), o)
     if q is None:
         share, y = weights(labels, w, x.dtype), labels.y.clamp(min=0)
         x = x if labels.masked is None else torch.where(labels.masked, 0.0, x)
@@ -106,11 +114,11 @@ def sigmoid(x: Tensor, labels: Labels, terms: Terms) -> tuple[Tensor, Tensor]:
     else:
         share = q if w is None else q * w
         sign = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device).view(2, *[1] * x.dim())
-    ω = sign * x
+    ω, lost = sign * x, None if lost is None else sign * lost
 
     losses, slopes = [], []
     if a is not None and Δ is not None:
-        loss, slope = ldam(log_odds(ω, None, None, s, Δ), s)
+        loss, slope = ldam(log_odds(ω, None, None, s, Δ, lost), s)
         losses.append(times(share * a, loss))
         slopes.append(share * a * slope)
     if b is not None:
@@ -145,15 +153,23 @@ def chain(G: Tensor, e: Tensor, S: Tensor, r_top: Tensor, is_top: Tensor, axis: 
 
 
 def log_odds(
-    z: Tensor, M: Tensor | None, S: Tensor | None, s: float = 1.0, Δ: Tensor | None = None
+    z: Tensor,
+    M: Tensor | None,
+    S: Tensor | None,
+    s: float = 1.0,
+    Δ: Tensor | None = None,
+    lost: Tensor | None = None,
 ) -> Tensor:
-    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
-    lost: list[Tensor] = []
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back.
+
+    ``lost`` is one of z already.
+    """
+    errors = [] if lost is None else [lost]
     for subtrahend in (M, Δ):
         if subtrahend is not None:
             z, rounding = difference(z, subtrahend)
-            lost.append(rounding)
-    rest = [s * sum_of(lost)] if lost else []
+            errors.append(rounding)
+    rest = [s * sum_of(errors)] if errors else []
     rest += [] if S is None else [-torch.log(S)]
     return s * z + sum_of(rest) if rest else s * z
 
@@ -162,7 +178,12 @@ def difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
     c = a - b
     lost = (a - (c + (a - c))) + ((a - c) - b)
-    return c, torch.where(torch.isfinite(lost), lost, 0.0).detach()
+    return c, torch.where(lost.abs() < torch.inf, lost, 0.0).detach()
+
+
+def adjusted(z: Tensor, o: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """z + o, rounded, and what the rounding lost; z itself without an adjustment."""
+    return (z, None) if o is None else difference(z, -o)
 
 
 def ldam(τ: Tensor, s: float) -> tuple[Tensor, Tensor]:
@@ -234,6 +255,28 @@ def at_class(vector: Tensor, y: Tensor) -> Tensor:
     if vector.dim() > 1:
         return torch.where(y == 1, vector[1], vector[0])
     return vector.index_select(0, y.reshape(-1)).view(y.shape)
+
+
+def of_label(z: Tensor, y: Tensor, is_y: Tensor, axis: int) -> Tensor:
+    """The label's logit (N,).
+
+    In compiled code for CPUs a sum, together with which the largest is found, and which is kept:
+    what was gathered would be gathered again wherever it is used.
+    """
+    if torch.compiler.is_compiling() and z.device.type == "cpu":
+        return torch.where(is_y, z, 0.0).sum(axis)
+    return z.gather(axis, y.unsqueeze(axis)).squeeze(axis)
+
+
+def below(M: Tensor) -> Tensor:
+    """A little less than the largest of adjusted logits, which was rounded: without rounding it is
+    above, so that its exponential is 1 or more."""
+    return M - M.abs() * torch.finfo(M.dtype).eps
+
+
+def above(z: Tensor, M: Tensor, lost: Tensor | None) -> Tensor:
+    """z - M, with what z has lost: M is about as large as z, the difference need not be."""
+    return z - M if lost is None else (z - M) + lost
 
 
 def exponentials(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from lmf_multi.torch._cpu import kernel_loss, takes_kernel
 from lmf_multi.torch._distributed import Shards, check_shards, whole
 from lmf_multi.torch._mixture import by_operations
 from lmf_multi.torch._preparation import Batch, read
-from lmf_multi.torch._tensors import as_long, check_given, is_plain, plain_tensor, total, vector
+from lmf_multi.torch._tensors import check_given, is_plain, plain_tensor, total, vector
 from lmf_multi.torch._triton import fused_loss, takes_fused
 
 
@@ -46,6 +46,7 @@ def lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -62,6 +63,8 @@ def lmf_loss(
         gamma: focusing exponent, at least 0.
         scale: factor on the logits inside the LDAM term, positive.
         label_smoothing: ε, in [0, 1].
+        logit_adjustment: float (C,), nats, added to the logits before both terms, such as τ times
+            ``lmf_multi.log_priors``; or None.
         ignore_index: examples with this integer label take no part, whatever their logits.
         reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batch_mean"``, see the reference.
 
@@ -78,10 +81,11 @@ def lmf_loss(
     >>> lmf_loss(logits, torch.tensor([0, 1]), margins=[0.1, 0.5])
     tensor(0.5775)
     """
-    check_given(margins=margins, class_weight=class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    check_given(**vectors.by_name())
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(1, ignore_index=ignore_index, reduction=reduction)
-    return softmax_loss(input, target, Vectors(margins, class_weight), numbers, options)
+    return softmax_loss(input, target, vectors, numbers, options)
 
 
 def ldam_loss(
@@ -92,6 +96,7 @@ def ldam_loss(
     *,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -100,10 +105,11 @@ def ldam_loss(
     >>> ldam_loss(torch.tensor([[0.2, 0.0]]), torch.tensor([0]), [0.2, 0.5], scale=2.0)
     tensor(0.6931)
     """
-    check_given(margins=margins, class_weight=class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    check_given(**vectors.by_name())
     numbers = Numbers(1.0, 0.0, 0.0, scale, label_smoothing)
     options = Options(1, ignore_index=ignore_index, reduction=reduction)
-    return softmax_loss(input, target, Vectors(margins, class_weight), numbers, options)
+    return softmax_loss(input, target, vectors, numbers, options)
 
 
 def focal_loss(
@@ -113,6 +119,7 @@ def focal_loss(
     *,
     gamma: float = 1.5,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -121,10 +128,11 @@ def focal_loss(
     >>> focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=2.0)
     tensor(0.1733)
     """
-    check_given(class_weight=class_weight)
+    vectors = Vectors(None, class_weight, logit_adjustment)
+    check_given(**vectors.by_name())
     numbers = Numbers(0.0, 1.0, gamma, 1.0, label_smoothing)
     options = Options(1, ignore_index=ignore_index, reduction=reduction)
-    return softmax_loss(input, target, Vectors(None, class_weight), numbers, options)
+    return softmax_loss(input, target, vectors, numbers, options)
 
 
 def sigmoid_lmf_loss(
@@ -138,6 +146,7 @@ def sigmoid_lmf_loss(
     gamma: float = 1.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
+    logit_adjustment: Any = None,
     where: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
@@ -150,6 +159,7 @@ def sigmoid_lmf_loss(
         margins: float (2,), or (L, 2) for the L labels along axis 1 (axis 0 of 1-D input): of the
             negative and of the positive.
         class_weight: float (2,) or (L, 2), at least 0, or None for ones.
+        logit_adjustment: float () or (L,), nats, added to the logits, such as τ log(n⁺ / n⁻).
         where: bool, the input's shape; False leaves an element out.
         ignore_index: elements with this target take no part either.
 
@@ -159,10 +169,11 @@ def sigmoid_lmf_loss(
     >>> sigmoid_lmf_loss(logits, labels, margins=[0.1, 0.5])
     tensor(0.5775)
     """
-    check_given(margins=margins, class_weight=class_weight)
+    vectors = Vectors(margins, class_weight, logit_adjustment)
+    check_given(**vectors.by_name())
     numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
     options = Options(1, where, ignore_index, reduction=reduction)
-    return sigmoid_loss(input, target, Vectors(margins, class_weight), numbers, options)
+    return sigmoid_loss(input, target, vectors, numbers, options)
 
 
 # --- the layout and the masks of cross_entropy, which modules call too
@@ -214,9 +225,8 @@ def reduced(z: Tensor, batch: Batch) -> Tensor:
 def loss_of_shards(z: Any, batch: Batch) -> Tensor:
     """The reduced loss of a ``DTensor``: each process computes what its shard contributes."""
     options, (y, where) = batch.options, (batch.y, batch.options.where)
-    needs_axis = not batch.is_sigmoid or any(
-        v is not None and v.dim() == 2 for v in (batch.Δ, batch.w)
-    )
+    vectors = ((batch.Δ, 2), (batch.w, 2), (batch.o, 1))  # and what each has of axes by label
+    needs_axis = not batch.is_sigmoid or any(v is not None and v.dim() == n for v, n in vectors)
     shards = Shards.of(z, options.axis if needs_axis else None)
     y, where = shards.local(y), None if where is None else shards.local(where)
     options = options.but(where=where)
@@ -245,7 +255,8 @@ def counted(
     dtype = _counting_dtype(target)
     w = vector("class_weight", whole(class_weight), dtype, target.device)
     numbers, soft = Numbers(), target.is_floating_point()
-    batch = Batch(target, None, w, numbers, options, soft, axis=axis, is_sigmoid=is_sigmoid)
+    kind: Any = {"is_soft": soft, "axis": axis, "is_sigmoid": is_sigmoid}
+    batch = Batch(target, None, w, None, numbers, options, **kind)
     # of as many classes as there may be: the loss itself checks the labels
     _, *each = read(batch, torch.iinfo(torch.int64).max if w is None else len(w), dtype)
     return each[0], each[1]
@@ -290,20 +301,22 @@ def checked(
     dtype = wide_dtype(z.dtype)
     Δ = vector("margins", whole(vectors.margins), dtype, z.device)
     w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
+    o = vector("logit_adjustment", whole(vectors.logit_adjustment), dtype, z.device)
     look, where = _check_once if is_plain(z) else _check, options.where
-    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, Δ, w, where))
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, where, Δ, w, o))
     is_soft = look(form, options.axis, shapes)
     if options.axis < 0:
         options = options.but(axis=options.axis % max(z.dim(), 1))
     axis = None if form.is_sigmoid else options.axis
-    return Batch(y, Δ, w, numbers, options, is_soft, axis=axis, is_sigmoid=form.is_sigmoid)
+    kind: Any = {"is_soft": is_soft, "axis": axis, "is_sigmoid": form.is_sigmoid}
+    return Batch(y, Δ, w, o, numbers, options, **kind)
 
 
 def _check(form: _Form, axis: int, shapes: tuple[Any, ...]) -> bool:
     """Whether labels are distributions, of shapes and dtypes, for which ``spec`` wants tuples."""
-    z, y, Δ, w, where = (x and (tuple(x[0]), x[1]) for x in shapes)
+    z, y, where, *given = (x and (tuple(x[0]), x[1]) for x in shapes)
     check = check_sigmoid_inputs if form.is_sigmoid else check_inputs
-    vectors = {"margins": Δ and Δ[0], "class_weight": w and w[0]}
+    vectors = {name: v and v[0] for name, v in zip(Vectors._fields, given, strict=True)}
     return check(z, y, axis, vectors, where, form.axis_is_given)
 
 
@@ -320,13 +333,10 @@ def _check_ignores_none(ignore_index: int) -> None:
 
 
 def _annotated(target: Tensor, options: Options) -> Options:
-    """With a mask of the elements that neither mask leaves out."""
+    """With checked masks of the elements that either leaves out, and a name for them."""
     ignored, where = check_ignored("ignore_index", options.ignore_index), options.where
-    name = f"where or ignore_index={ignored}"
     if where is not None:
         where = plain_tensor("where", where)
         check_mask((tuple(where.shape), where.dtype), tuple(target.shape), "the labels' shape")
-    if target.dtype != torch.bool:
-        valid = (target if target.is_floating_point() else as_long(target)) != ignored
-        where = valid if where is None else valid & where
-    return options.but(where=where, mask_name=name)
+    name = f"where or ignore_index={ignored}"
+    return options.but(where=where, ignore_index=ignored, mask_name=name)

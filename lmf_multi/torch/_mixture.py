@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmf_multi._terms import Labels, Terms
 from lmf_multi.torch._closed_form import sum_of, value_and_grad
-from lmf_multi.torch._preparation import Batch, gradient, prepare
+from lmf_multi.torch._preparation import Batch, gradient, is_learned, prepare
 from lmf_multi.torch._tensors import at_trace_time, is_plain, readable
 
 try:  # PyTorch's own names, which an upgrade may move: without them nests are not told apart
@@ -26,9 +26,7 @@ except ImportError:
 
 def by_operations(z: Tensor, batch: Batch) -> Tensor:
     """What each example contributes to the reduced loss (N,)."""
-    totals = batch.options.totals or ()
-    is_learned = torch.is_grad_enabled() and any(x.requires_grad for x in (batch.y, *totals))
-    if is_plain(z) and not is_learned:
+    if is_plain(z) and not is_learned(batch):
         known = value_and_grad(*prepare(z.detach(), batch), batch.axis)
         loss: Tensor = Known.apply(z, known, batch)
         return loss
@@ -118,7 +116,27 @@ def chained(ctx: Any, upstream: Tensor, grad: Tensor) -> Tensor:
         grad = along_classes(upstream, axis) * grad
     elif not _is_one(upstream):
         grad.mul_(along_classes(upstream, axis))
-    return grad.to(ctx.dtype)
+    return grad.to(ctx.dtype) if is_kept else _rounded(grad, ctx.dtype)
+
+
+def _rounded(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """As ``grad.to(dtype)``, for a half type in the gradient's own memory, of which it takes half.
+
+    Numbers from n to 2 n go where those up to n have been read, so that no block is overwritten.
+    """
+    if dtype.itemsize >= grad.itemsize or not readable(grad):
+        return grad.to(dtype)
+    n, storage = grad.numel(), grad.untyped_storage()
+    if storage.nbytes() != n * grad.itemsize:
+        return grad.to(dtype)
+    each, end = grad.as_strided((n,), (1,)), min(n, 2**12)
+    halves = each.view(dtype)
+    halves[:end] = each[:end].clone()
+    while end < n:
+        begin, end = end, min(2 * end, n)
+        halves[begin:end] = each[begin:end]
+    like = torch.empty(0, dtype=dtype, device=grad.device)
+    return like.set_(storage, 0, grad.shape, grad.stride())
 
 
 def along_classes(upstream: Tensor, axis: int | None) -> Tensor:

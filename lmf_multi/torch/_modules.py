@@ -32,9 +32,9 @@ from lmf_multi.torch._tensors import is_plain
 
 
 class _Loss(nn.Module):
-    """Hyper-parameters, margins and class weights as attributes.
+    """Hyper-parameters, margins, class weights and logit adjustments as attributes.
 
-    Margins and weights are no buffers: they follow from the class counts, whereas buffers are what
+    Those of the classes are no buffers: they follow from the class counts, whereas buffers are what
     casts round, what a start on the meta device leaves empty, and what loaders of models overwrite.
     The module keeps them in NumPy; tensors of them lie where the module or the last logits are, in
     float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
@@ -83,6 +83,18 @@ class _Loss(nn.Module):
         raise AttributeError("class_weight must not be assigned; call set_class_weight")
 
     @property
+    def logit_adjustment(self) -> Tensor | None:
+        """What is added to the logits (C,), in the sigmoid form () or (L,); None for nothing."""
+        logit_adjustment: Tensor | None = self._tensors.logit_adjustment
+        return logit_adjustment
+
+    @logit_adjustment.setter
+    def logit_adjustment(self, value: Any) -> None:
+        raise AttributeError(
+            "logit_adjustment follows from the class counts; build a new loss for another"
+        )
+
+    @property
     def process_group(self) -> Any:
         """The processes whose batches the reduction is over."""
         return self._group.group
@@ -125,7 +137,7 @@ class _Loss(nn.Module):
             class_weight: what the constructor takes; None gives ones.
         """
         parameters = self.build(current(self._config, self) | {"class_weight": class_weight})
-        (margins, weights), before = parameters.vectors, self.class_weight
+        (margins, weights, _), before = parameters.vectors, self.class_weight
         if weights is None:
             reference = self._exact["class_weight" if margins is None else "margins"]
             if reference is None:  # focal without weights, now as before
@@ -133,7 +145,7 @@ class _Loss(nn.Module):
             weights = np.ones(reference.shape)
         self._exact["class_weight"] = weights
         if before is None:
-            self._place(torch.device("cpu") if self.margins is None else self.margins.device)
+            self._place(self._device())
         else:
             with torch.no_grad():
                 before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
@@ -167,12 +179,16 @@ class _Loss(nn.Module):
         return group_totals(each, self.process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loss":
-        vector = self.class_weight if self.margins is None else self.margins
-        self._place(fn(torch.empty(0, device="cpu" if vector is None else vector.device)).device)
+        self._place(fn(torch.empty(0, device=self._device())).device)
         return self
 
+    def _device(self) -> torch.device:
+        """Where the tensors lie; the CPU where there are none."""
+        devices = (v.device for v in self._tensors if v is not None)
+        return next(devices, torch.device("cpu"))
+
     def _place(self, device: torch.device) -> None:
-        """Lay the tensors of margins and class weights on a device, for all that may come."""
+        """Lay the tensors of the classes on a device, for all that may come."""
         if device.type == "meta":  # where nothing has a number
             device = torch.device("cpu")
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
@@ -224,12 +240,14 @@ class LMFLoss(LMFConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -248,12 +266,14 @@ class LDAMLoss(LDAMConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(scale=scale, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -272,12 +292,14 @@ class FocalLoss(FocalConstructors, _Loss):
         max_margin: float = 0.5,
         class_weight: Weights = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
         numbers = Numbers(gamma=gamma, label_smoothing=label_smoothing)
-        parameters = self._build(class_counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(class_counts, numbers, *options)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
 
@@ -312,13 +334,15 @@ class SigmoidLMFLoss(SigmoidConstructors, _Loss):
         scale: float = 30.0,
         class_weight: Weights = "margin",
         label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         process_group: Any = None,
     ) -> None:
         counts = (positive_counts, negative_counts)
         numbers = Numbers(alpha, beta, gamma, scale, label_smoothing)
-        parameters = self._build(*counts, numbers, max_margin, class_weight)
+        options = (max_margin, class_weight, logit_adjustment)
+        parameters = self._build(*counts, numbers, *options)
         super().__init__(parameters, ignore_index, reduction, process_group)
 
     def forward(

@@ -23,12 +23,19 @@ class Batch(NamedTuple):
     y: Tensor
     Δ: Tensor | None
     w: Tensor | None
+    o: Tensor | None
     numbers: Numbers
     options: Options
     is_soft: bool
     axis: int | None
     is_sigmoid: bool = False
     look: bool = True
+
+
+def is_learned(batch: Batch) -> bool:
+    """Whether gradients are wanted for more than the logits, which autograd must see to."""
+    others = (batch.y, *(batch.options.totals or ()))
+    return torch.is_grad_enabled() and any(x.requires_grad for x in others)
 
 
 def gradient(z: Tensor, batch: Batch) -> Tensor:
@@ -38,13 +45,15 @@ def gradient(z: Tensor, batch: Batch) -> Tensor:
 
 def prepare(z: Tensor, batch: Batch) -> tuple[Tensor, Labels, Terms]:
     """Logits, labels and terms, as the arithmetic takes them."""
-    (_, Δ, w, (α, β, γ, s, ε), options, *_), axis = batch, batch.axis
+    (_, Δ, w, o, (α, β, γ, s, ε), options, *_), axis = batch, batch.axis
     C = 2 if axis is None else z.shape[axis]
     labels, W, presence = read(batch, C, wide_dtype(z.dtype))
     if axis is None:
         Δ, w = (None if v is None else by_label(v, z.dim(), options.axis) for v in (Δ, w))
+        o = None if o is None else along(o, z.dim(), options.axis)
     by_weight, by_examples = normalizers(W, presence, options)
-    terms = Terms(Δ, w, α / by_weight if α else None, β / by_examples if β else None, γ, s)
+    a, b = α / by_weight if α else None, β / by_examples if β else None
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o)
     if labels.q is None and ε == 0:
         return z, labels, terms
 
@@ -110,10 +119,13 @@ def targets(y: Tensor, C: int, batch: Batch) -> Labels:
 
 def sigmoid_targets(t: Tensor, batch: Batch, dtype: torch.dtype) -> tuple[Labels, Tensor]:
     """0 and 1 (N,), or distributions over negative and positive (2, …); and presence (N,)."""
-    where = batch.options.where
+    where, ignored = batch.options.where, batch.options.ignore_index
+    if ignored is not None and t.dtype != torch.bool:
+        valid = (t if t.is_floating_point() else as_long(t)) != ignored
+        where = valid if where is None else valid & where
     p = t.to(dtype) if where is None else torch.where(where, t.to(dtype), 0.0)
     presence = torch.ones_like(p, requires_grad=False) if where is None else where.to(dtype)
-    if not readable(p):
+    if not (batch.look and readable(p)):
         inside = (p >= -PROBABILITY_SLACK) & (p <= 1 + PROBABILITY_SLACK)
         presence = torch.where(inside, presence, torch.nan)
     elif p.numel():
@@ -128,7 +140,15 @@ def by_label(vector: Tensor, ndim: int, axis: int) -> Tensor:
     """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
     if vector.dim() == 1:
         return vector.view(2, *[1] * ndim)
-    return vector.T.reshape(2, *[-1 if i == axis % ndim else 1 for i in range(ndim)])
+    return along(vector.T, ndim, axis)
+
+
+def along(vector: Tensor, ndim: int, axis: int) -> Tensor:
+    """(…, L), or () for one of all labels, with L along the axis of the logits."""
+    if vector.dim() == 0:
+        return vector
+    shape = [-1 if i == axis % ndim else 1 for i in range(ndim)]
+    return vector.reshape([*vector.shape[:-1], *shape])
 
 
 def normalizers(W: Tensor, presence: Tensor, options: Options) -> tuple[Any, Any]:

@@ -1,12 +1,13 @@
 """Every backend and mode against the reference, in value and in gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 from tests.cases import TOLERANCES, Case, SigmoidCase, rounded
+from tests.frameworks import load
 from tests.hard import GAMMAS, SCALES, hard_examples
-from tests.strategies import cases, sigmoid_cases
 
 COUNTS = (625, 16, 1)
 WEIGHTS = np.array([0.5, 1.0, 3.0])
@@ -18,9 +19,11 @@ GRID = [
 ]
 
 
-def check_random(strategy, backend, examples):
-    @settings(max_examples=examples)
-    @given(strategy(backend))
+def check_random(kind, backend, examples):
+    hypothesis, strategies = load("hypothesis"), load("tests.strategies")
+
+    @hypothesis.settings(max_examples=examples)
+    @hypothesis.given(getattr(strategies, kind)(backend))
     def check(case):
         case.check(backend(case))
 
@@ -28,11 +31,11 @@ def check_random(strategy, backend, examples):
 
 
 def test_random_cases(backend):
-    check_random(cases, backend, 25 if backend.compiles else 150)
+    check_random("cases", backend, 25 if backend.compiles else 150)
 
 
 def test_random_sigmoid_cases(backend):
-    check_random(sigmoid_cases, backend, 20 if backend.compiles else 100)
+    check_random("sigmoid_cases", backend, 20 if backend.compiles else 100)
 
 
 def test_distributions_that_rounding_has_changed(backend):
@@ -99,11 +102,22 @@ def test_hard_grid(backend, dtype, soft):
         case.check(backend(case))
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["integer", "soft"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_hard_grid_adjusted(backend, dtype, soft):
+    """Where what is added to the logits is lost by rounding, and multiplied by the scale."""
+    grid = GRID[::7] if backend.compiles_numbers else GRID[::2]
+    for numbers in grid:
+        case = hard_case(dtype, soft=soft, logit_adjustment=1.5, **numbers)
+        case.check(backend(case))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("num_classes", [2, 1000])
 def test_two_and_a_thousand_classes(backend, num_classes, dtype):
-    case = hard_case(dtype, num_classes)
-    case.check(backend(case))
+    for tau in (0.0, 1.0):
+        case = hard_case(dtype, num_classes, logit_adjustment=tau)
+        case.check(backend(case))
     if num_classes == 2:
         case = hard_case(dtype, num_classes, soft=True)
         case.check(backend(case))
@@ -127,3 +141,15 @@ def test_easy_examples(backend, term, scale, dtype):
         rounded(logits, dtype), labels, COUNTS, term=term, scale=scale, gamma=0.5, dtype=dtype
     )
     case.check(backend(case))
+
+
+def test_easy_sigmoid_elements_adjusted(backend):
+    """Elements whose loss is nearly 0: what adding to their logits loses shows, times the scale."""
+    rng, labels = np.random.default_rng(0), np.tile([0, 1], 2000)
+    for counts in ((11000, 1), (15, 1), (1, 60)):
+        numbers = {"alpha": 1.0, "beta": 0.0, "scale": 30.0, "logit_adjustment": 1.0}
+        case = SigmoidCase(np.zeros(4000), labels, counts, **numbers)
+        odds = rng.uniform(0, 86, 4000) / case.scale + case.margins[labels]
+        logits = rounded((2 * labels - 1) * odds - case.adjustments, "float32")
+        case = replace(case, logits=logits)
+        case.check(backend(case))

@@ -1,9 +1,11 @@
 """What every framework shares beside its numbers: constructors, and errors by their sentence."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from lmf_multi import LMFSpec, reference
+from lmf_multi import LMFSpec, log_priors, reference
 from tests.adapters import ADAPTERS
 from tests.checks import refuses
 from tests.frameworks import load
@@ -35,8 +37,14 @@ def value_of(eager, loss, z=Z, y=Y):
 
 
 SPEC = LMFSpec(COUNTS, alpha=0.7, beta=0.3, gamma=2, max_margin=0.8, scale=5, label_smoothing=0.1)
+ADJUSTED = dataclasses.replace(SPEC, logit_adjustment=1.5)
 CONSTRUCTORS = [
     ("LMFLoss", "from_spec", (SPEC,)),
+    ("LMFLoss", "from_spec", (ADJUSTED,)),
+    ("LMFLoss", "from_spec", (LMFSpec.recommended(COUNTS),)),
+    ("LDAMLoss", "from_spec", (ADJUSTED,)),
+    ("FocalLoss", "from_spec", (ADJUSTED,)),
+    ("FocalLoss", "from_spec", (dataclasses.replace(ADJUSTED, class_weight=None),)),
     ("LMFLoss", "from_legacy", (COUNTS, WEIGHTS, 0.2, 0.7, 2, 0.8, 5)),
     ("LMFLoss", "from_legacy", (COUNTS,)),
     ("LMFLoss", "from_official", (COUNTS,)),
@@ -54,12 +62,15 @@ CONSTRUCTORS = [
 @pytest.mark.parametrize("name", ["torch", "keras", "reference"])
 def test_a_changed_hyper_parameter_is_shown_and_kept(name):
     """Printed, and still there after the class weights are replaced; JAX losses are frozen."""
-    loss = load(f"lmf_multi.{name}").LMFLoss(COUNTS, label_smoothing=0.1)
+    options = {"label_smoothing": 0.1, "logit_adjustment": 1.5}
+    loss = load(f"lmf_multi.{name}").LMFLoss(COUNTS, **options)
     loss.gamma, loss.scale = 3.0, 5.0
     if name != "reference":
         loss.set_class_weight("balanced")
-    assert {"gamma=3.0", "scale=5.0", "label_smoothing=0.1"} <= set(repr(loss)[8:-1].split(", "))
+    shown = {"gamma=3.0", "scale=5.0", "label_smoothing=0.1", "logit_adjustment=1.5"}
+    assert shown <= set(repr(loss)[8:-1].split(", "))
     assert (loss.gamma, loss.scale) == (3.0, 5.0)
+    np.testing.assert_allclose(loss.logit_adjustment, 1.5 * log_priors(COUNTS), rtol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "constructor", "arguments"), CONSTRUCTORS)
@@ -96,6 +107,16 @@ def test_legacy_alpha_weights_focal(eager):
 # --- errors
 
 
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+def test_counts_are_no_spec(eager, name):
+    """Each loss's own constructor takes counts, ``from_spec`` a spec."""
+    sentence = (
+        "spec must be an LMFSpec, got [3, 1]; pass class counts to LMFSpec, or to the loss itself"
+    )
+    with refuses(TypeError, sentence):
+        getattr(eager.losses, name).from_spec([3, 1])
+
+
 VECTOR = (
     "{} must have shape (3,), one number for each class of the logits (6, 3), got (2,); "
     "check class_counts"
@@ -114,6 +135,7 @@ LOGITS = "logits must be one of float16, bfloat16, float32, float64, got int32"
     [
         ({"margins": MARGINS[:2]}, ValueError, VECTOR.format("margins")),
         ({"class_weight": MARGINS[:2]}, ValueError, VECTOR.format("class_weight")),
+        ({"logit_adjustment": MARGINS[:2]}, ValueError, VECTOR.format("logit_adjustment")),
         ({"labels": Y[:5]}, ValueError, INTEGER),
         ({"labels": Y.astype(np.float32)}, ValueError, FLOATING),
         ({"labels": Y == 0}, TypeError, BOOLEAN),
@@ -135,6 +157,7 @@ def test_bad_arguments_are_refused(eager, arguments, kind, sentence):
 
 NAN = float("nan")
 AT_LEAST_0 = "class_weight must be finite and at least 0, got {} for class 1"
+ADJUSTMENT = "logit_adjustment must be finite, got {}"
 
 
 @pytest.mark.parametrize("form", ["list", "array", "tensor"])
@@ -167,12 +190,18 @@ def test_bad_vectors_are_refused(eager, name, vector, kind, sentence, form):
     for call in calls:
         with refuses(kind, sentence):
             call()
+    with refuses(ValueError, ADJUSTMENT.format("nan for class 2")):
+        eager.losses.focal_loss(z, y, logit_adjustment=[0.0, -1.0, NAN])
     # of three labels in the sigmoid form
     pairs, t = {"margins": [[0.1, 0.5]] * 3, name: [[0.1, 0.5], [0.2, NAN], [0.1, 0.5]]}, y[:, None]
     with pytest.raises(
         ValueError, match=f"{name} must be finite.*, got nan for class 1 of label 1"
     ):
         eager.losses.sigmoid_lmf_loss(z, t * array(eager, np.zeros((1, 3), np.int32)), **pairs)
+    for added, what in ((NAN, "nan"), ([0.0, np.inf, 0.0], "inf for class 1")):
+        with refuses(ValueError, ADJUSTMENT.format(what)):
+            t = array(eager, np.zeros_like(Z, np.int32))
+            eager.losses.sigmoid_lmf_loss(z, t, [0.1, 0.5], logit_adjustment=added)
 
 
 def test_vectors_of_other_kinds_are_refused(eager):
@@ -250,7 +279,7 @@ def test_classes_refuse_what_the_spec_refuses(eager):
 def test_focal_takes_no_counts_in_vain(eager, counts, weight):
     """Most likely they are meant as weights; a spec's counts are no mistake."""
     sentence = (
-        "class_counts has no effect without a named class_weight, "
+        "class_counts has no effect without a named class_weight or logit_adjustment, "
         f"got class_counts={counts} and class_weight={weight}; "
         "pass numbers as class_weight=[...], or name a scheme, as class_weight='balanced'"
     )
@@ -265,3 +294,28 @@ def test_classes_and_logits_must_agree(eager):
     loss = eager.losses.LMFLoss([5, 3])
     with refuses(ValueError, VECTOR.format("margins")):
         value_of(eager, loss)
+
+
+def test_adjustments_are_of_class_counts_or_of_the_right_shape(eager):
+    """Names are for classes, and focal needs the counts."""
+    losses, z = eager.losses, array(eager, Z)
+    with refuses(
+        ValueError,
+        "logit_adjustment is computed from class counts, got class_counts=None and "
+        "logit_adjustment=1.0; pass class_counts",
+    ):
+        losses.FocalLoss(logit_adjustment=1.0)
+    with refuses(
+        TypeError,
+        "logit_adjustment must be an array (C,) in functions, got 'balanced'; compute it with "
+        "lmf_multi.log_priors or use LMFLoss",
+    ):
+        losses.lmf_loss(z, array(eager, Y), MARGINS, logit_adjustment="balanced")
+    t = array(eager, np.zeros_like(Z, np.int32))
+    for added in ([0.5, 1.0], [[0.5, 1.0, 2.0]]):
+        with refuses(
+            ValueError,
+            "logit_adjustment must have shape () or (3,), one number for each label of the logits "
+            f"(6, 3), got {np.shape(added)}; check positive_counts",
+        ):
+            losses.sigmoid_lmf_loss(z, t, [0.1, 0.5], logit_adjustment=added)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmf_multi import class_margins, reference
+from lmf_multi import class_margins, log_priors, reference
 from tests.adapters import Keras
 from tests.cases import Case, rounded
 from tests.checks import refuses
@@ -115,9 +115,8 @@ print(json.dumps([type(model.loss).__name__, model.loss.get_config(),
 
 
 def test_save_and_load_in_a_fresh_process(keras, losses, tmp_path):
-    loss = losses.LMFLoss(
-        {0: 625, 1: 16, 2: 1}, gamma=0.5, class_weight=np.array(WEIGHTS), ignore_class=-1
-    )
+    options = {"class_weight": np.array(WEIGHTS), "logit_adjustment": 0.5, "ignore_class": -1}
+    loss = losses.LMFLoss({0: 625, 1: 16, 2: 1}, gamma=0.5, **options)
     model = linear_model(keras, loss)
     model.fit(INPUTS, LABELS, epochs=1, verbose=0)
     expected = model.evaluate(INPUTS, LABELS, batch_size=12, verbose=0)
@@ -146,17 +145,19 @@ def is_plain(value):
     return value is None or type(value) in (bool, int, float, str)
 
 
+@pytest.mark.parametrize("tau", [0.0, np.float32(1.5)])
 @pytest.mark.parametrize("weight", [np.array(WEIGHTS), tuple(WEIGHTS), "balanced", None])
 @pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
-def test_config_is_plain_and_rebuilds_the_loss(keras, losses, name, weight):
+def test_config_is_plain_and_rebuilds_the_loss(keras, losses, name, weight, tau):
     cls = getattr(losses, name)
     numbers = {"max_margin": np.float32(0.25), "label_smoothing": 0.1, "class_weight": weight}
-    counts = (np.array(COUNTS),) if name != "FocalLoss" or isinstance(weight, str) else ()
+    numbers["logit_adjustment"] = tau
+    counts = (np.array(COUNTS),) if name != "FocalLoss" or isinstance(weight, str) or tau else ()
     loss = cls(*counts, **numbers, axis=1, reduction="sum", name="mine", dtype="bfloat16")
     config = loss.get_config()
     assert all(map(is_plain, config.values())), config
     assert json.loads(json.dumps(config)) == config
-    assert config["dtype"] == "bfloat16"
+    assert (config["dtype"], config["logit_adjustment"]) == ("bfloat16", tau)
     twins = [
         cls.from_config(config),
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss)),
@@ -166,6 +167,68 @@ def test_config_is_plain_and_rebuilds_the_loss(keras, losses, name, weight):
         assert type(twin) is cls
         assert twin.get_config() == config
         np.testing.assert_array_equal(numpy(twin(LABELS, LOGITS)), numpy(loss(LABELS, LOGITS)))
+
+
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss", "SigmoidLMFLoss"])
+def test_configs_from_before_there_was_an_adjustment(losses, name):
+    counts = {"SigmoidLMFLoss": (3, 9), "FocalLoss": ()}.get(name, (COUNTS,))
+    loss = getattr(losses, name)(*counts)
+    config = loss.get_config()
+    assert config.pop("logit_adjustment") == 0.0
+    assert type(loss).from_config(config).get_config() == loss.get_config()
+
+
+# --- logit adjustment
+
+
+def test_balanced_softmax(losses):
+    """-log(n_y e^{z_y} / Σ n_k e^{z_k}), Ren et al., arXiv 2007.10740, equation 3."""
+    n, z = np.array(COUNTS, np.float64), LOGITS.astype(np.float64)
+    weighted = n * np.exp(z)
+    expected = -np.log(weighted[np.arange(12), LABELS] / weighted.sum(1))
+    loss = losses.FocalLoss(COUNTS, gamma=0.0, logit_adjustment=1.0, reduction="none")
+    np.testing.assert_allclose(loss.logit_adjustment, log_priors(COUNTS))
+    np.testing.assert_allclose(numpy(loss(LABELS, LOGITS)), expected, rtol=1e-5)
+    added = log_priors(COUNTS).astype(np.float32)
+    value = losses.focal_loss(LOGITS, LABELS, gamma=0.0, logit_adjustment=added)
+    np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+
+
+def test_other_class_weights_leave_the_adjustment(losses):
+    """As ``DeferredReweighting`` sets them."""
+    for name in ("LMFLoss", "LDAMLoss", "FocalLoss"):
+        loss = getattr(losses, name)(COUNTS, class_weight="balanced", logit_adjustment=1.5)
+        for weight in (WEIGHTS, "effective", None):
+            loss.set_class_weight(weight)
+            options = {"class_weight": weight, "logit_adjustment": 1.5}
+            expected = getattr(reference, name)(COUNTS, **options)(LOGITS, LABELS)
+            np.testing.assert_allclose(numpy(loss(LABELS, LOGITS)), expected, rtol=1e-5)
+            assert loss.get_config()["logit_adjustment"] == 1.5
+
+
+def test_an_adjustment_of_probabilities(keras, losses):
+    """Of a model that ends in a softmax or a sigmoid: what is added is to its logits."""
+    p = np.exp(LOGITS.astype(np.float64))
+    p = (p / p.sum(1, keepdims=True)).astype("float32")
+    loss = losses.LMFLoss(COUNTS, scale=5.0, logit_adjustment=1.0, from_logits=False)
+    expected = reference.LMFLoss(COUNTS, scale=5.0, logit_adjustment=1.0)(np.log(p), LABELS)
+    value = loss(LABELS, keras.ops.convert_to_tensor(p))
+    np.testing.assert_allclose(numpy(value), expected, rtol=1e-5)
+    t, by_label = np.eye(3, dtype="int32")[LABELS], (COUNTS, COUNTS[::-1])
+    loss = losses.SigmoidLMFLoss(*by_label, logit_adjustment=1.0, from_logits=False)
+    expected = reference.SigmoidLMFLoss(*by_label, logit_adjustment=1.0)(np.log(p / (1 - p)), t)
+    np.testing.assert_allclose(numpy(loss(t, keras.ops.convert_to_tensor(p))), expected, rtol=1e-4)
+
+
+def test_fit_with_an_adjustment(keras, losses):
+    """The model's own logits are then those of classes that count alike."""
+    model = linear_model(keras, losses.LMFLoss(COUNTS, logit_adjustment=1.0))
+    exact = reference.LMFLoss(COUNTS, logit_adjustment=1.0)
+    first = exact(numpy(model(INPUTS)), LABELS)
+    options = {"batch_size": 12, "shuffle": False, "verbose": 0}
+    history = model.fit(INPUTS, LABELS, epochs=3, **options).history["loss"]
+    np.testing.assert_allclose(history[0], first, rtol=1e-5)
+    assert history[-1] < history[0]
 
 
 # --- labels and predictions
@@ -347,6 +410,13 @@ def cases_of_unknown_shape():
         "(N, 1) without weights": ("FocalLoss", {"class_counts": None}, LOGITS, column),
         "(N, 1) smoothed": ("LMFLoss", {"label_smoothing": 0.1}, LOGITS, column),
         "(N, 1) with ignore_class": ("LMFLoss", {"ignore_class": 1}, LOGITS, column),
+        "adjusted": ("LMFLoss", {"logit_adjustment": 1.0}, LOGITS, LABELS),
+        "(N, 1) without weights, adjusted": (
+            "FocalLoss",
+            {"logit_adjustment": 1.0},
+            LOGITS,
+            column,
+        ),
         "one-hot": ("LMFLoss", {}, LOGITS, one_hot.astype("float32")),
         "one-hot integers": ("LMFLoss", {}, LOGITS, one_hot.astype(int)),
         "soft": ("LDAMLoss", {}, LOGITS, (0.8 * one_hot + 0.1).astype("float32")),
@@ -359,6 +429,7 @@ def cases_of_unknown_shape():
         "weights of images": ("LMFLoss", {}, pixels, maps, np.array([0.5, 2], "float32")),
         "weights of pixels": ("LMFLoss", {}, pixels, maps, np.linspace(0, 2, 12).reshape(2, 3, 2)),
         "sigmoid": ("SigmoidLMFLoss", {}, LOGITS, t),
+        "sigmoid, adjusted": ("SigmoidLMFLoss", {"logit_adjustment": 1.0}, LOGITS, t),
         "sigmoid, (N,) and (N, 1)": ("SigmoidLMFLoss", one_label, LOGITS[:, :1], t[:, 0]),
         "sigmoid, (N, 1) and (N,)": ("SigmoidLMFLoss", one_label, LOGITS[:, 0], t[:, :1]),
         "sigmoid, weights": ("SigmoidLMFLoss", {}, LOGITS, t, np.linspace(0, 2, 12)),
@@ -464,11 +535,14 @@ def forms_of_each_loss():
         "cross-entropy": ("FocalLoss", {"class_counts": None, "gamma": 0.0}, LOGITS, LABELS),
         "many classes": ("FocalLoss", {"class_counts": None}, LOGITS.reshape(1, 36), LABELS[:1]),
         "smoothed": ("LDAMLoss", {"label_smoothing": 0.1}, LOGITS, LABELS),
+        "adjusted": ("LMFLoss", {"logit_adjustment": 1.0}, 1000 * LOGITS, LABELS),
+        "adjusted, one-hot": ("LMFLoss", {"logit_adjustment": 1.0}, 1000 * LOGITS, one_hot),
         "one-hot": ("LMFLoss", {}, 1000 * LOGITS, one_hot),
         "axis 0": ("LMFLoss", {"axis": 0}, LOGITS.T.copy(), LABELS),
         "probabilities": ("LMFLoss", {"from_logits": False}, p, LABELS),
         "sigmoid": ("SigmoidLMFLoss", {}, 1000 * LOGITS, one_hot.astype(int)),
         "sigmoid, soft": ("SigmoidLMFLoss", {}, LOGITS, one_hot / 2),
+        "sigmoid, adjusted": ("SigmoidLMFLoss", {"logit_adjustment": 1.0}, LOGITS, one_hot / 2),
         "sigmoid, masked": ("SigmoidLMFLoss", {"ignore_class": 0}, LOGITS, one_hot.astype(int)),
         "sigmoid, probabilities": ("SigmoidLMFLoss", {"from_logits": False}, p, one_hot),
     }

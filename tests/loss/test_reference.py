@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lmf_multi import class_margins
+from lmf_multi import class_margins, log_priors
 from lmf_multi.reference import (
+    LMFLoss,
     focal_loss,
     ldam_loss,
     lmf_loss,
@@ -30,9 +31,11 @@ def logits_of(seed, *shape, size=3.0):
 # --- against 50 digits
 
 
-def check_rows(logits, labels, margins, w, **numbers):
-    value, grad = lmf_loss_and_grad(logits, labels, margins, w, reduction="none", **numbers)
-    rows = [exact_lmf(z, j, margins, w, **numbers) for z, j in zip(logits, labels, strict=True)]
+def check_rows(logits, labels, margins, w, added=None, **numbers):
+    options = {"logit_adjustment": added, "reduction": "none", **numbers}
+    value, grad = lmf_loss_and_grad(logits, labels, margins, w, **options)
+    options = {"added": added, **numbers}
+    rows = [exact_lmf(z, j, margins, w, **options) for z, j in zip(logits, labels, strict=True)]
     exact, exact_grad = (np.array(part) for part in zip(*rows, strict=True))
     assert_within(value, exact, RELATIVE * np.abs(exact) + TINY, "value")
     largest = np.abs(exact_grad).max(1, keepdims=True)
@@ -46,6 +49,15 @@ def test_hard_examples(alpha, beta, gamma, scale):
     logits, labels = hard_examples()
     numbers = {"alpha": alpha, "beta": beta, "gamma": gamma, "scale": scale}
     check_rows(logits, labels, MARGINS, WEIGHTS, **numbers)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("tau", [-0.5, 1.0, 3.0])
+def test_hard_examples_adjusted(tau, scale):
+    logits, labels = hard_examples()
+    numbers = {"alpha": 1.5, "beta": 1.0, "gamma": 0.5, "scale": scale}
+    added = tau * log_priors([625, 16, 1])
+    check_rows(logits, labels, MARGINS, WEIGHTS, added, **numbers)
 
 
 @pytest.mark.parametrize("num_classes", [2, 1000])
@@ -125,6 +137,20 @@ def test_ldam_of_the_paper():
     for s, golden in [(1.0, LN3), (2.0, math.log(5))]:
         value = ldam_loss(np.zeros((1, 2)), [0], [LN2, 0.5], scale=s)
         np.testing.assert_allclose(value, golden, 1e-15)
+
+
+def test_balanced_softmax_of_the_paper():
+    # Ren et al., equation 4: -log of n_y e^{z_y} over the sum of n_k e^{z_k}
+    n, z = np.array([625, 16, 1]), logits_of(0, 50, 3)
+    y, e = np.arange(50) % 3, n * np.exp(z)
+    golden = -np.log(e[np.arange(50), y] / e.sum(1))
+    options = {"alpha": 0, "gamma": 0, "class_weight": None, "logit_adjustment": 1}
+    loss = LMFLoss(n, reduction="none", **options)
+    np.testing.assert_allclose(loss(z, y), golden, 1e-13)
+    # a constant for all classes changes nothing
+    added = np.log(n) + 5.0
+    loss = focal_loss(z, y, gamma=0, logit_adjustment=added, reduction="none")
+    np.testing.assert_allclose(loss, golden, 1e-13)
 
 
 def test_mixture_and_mean_by_hand():

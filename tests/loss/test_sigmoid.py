@@ -48,6 +48,26 @@ def test_fifty_digits(gamma, scale):
             np.testing.assert_allclose(g, exact[1][1], rtol=1e-12, atol=2.0**-1022)
 
 
+def test_adjusted_log_odds():
+    """Those of the softmax form on two adjusted logits, for each label along an axis."""
+    loss = reference.SigmoidLMFLoss(POSITIVE, NEGATIVE, logit_adjustment=1.5)
+    odds = np.log(np.divide(POSITIVE, NEGATIVE))
+    np.testing.assert_allclose(loss.logit_adjustment, 1.5 * odds)
+    one = reference.SigmoidLMFLoss(1, 625, logit_adjustment=-1.0).logit_adjustment
+    np.testing.assert_allclose(one, np.log(625))
+    margins, weights = (0.1, 0.5), (0.5, 3.0)
+    x, t = np.linspace(-3, 3, 12).reshape(2, 3, 2), np.arange(12).reshape(2, 3, 2) % 2
+    options = {"reduction": "none", "logit_adjustment": odds, "axis": 1}
+    value, grad = reference.sigmoid_lmf_loss_and_grad(x, t, margins, weights, **options)
+    two, added = np.stack([np.zeros_like(x), x], -1), odds[:, None]
+    for j in range(3):
+        both = {"reduction": "none", "logit_adjustment": [0.0, added[j, 0]]}
+        each = (two[:, j], t[:, j], margins, weights)
+        expected, pair = reference.lmf_loss_and_grad(*each, **both)
+        np.testing.assert_allclose(value[:, j], expected, rtol=1e-13)
+        np.testing.assert_allclose(grad[:, j], pair[..., 1], rtol=1e-13, atol=1e-15)
+
+
 def test_margins_of_each_label():
     """From its own two counts, in the order negative, positive."""
     loss = reference.SigmoidLMFLoss(POSITIVE, NEGATIVE)

@@ -9,12 +9,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lmf_multi import LMFSpec, class_counts, class_margins, class_weights
+from lmf_multi import LMFSpec, class_counts, class_margins, class_weights, log_priors, reference
 from lmf_multi.spec import check_inputs, check_sigmoid_inputs
 from tests.checks import refuses
 from tests.frameworks import load
 
-NUMBERS = ("alpha", "beta", "gamma", "max_margin", "scale", "label_smoothing")
+NUMBERS = ("alpha", "beta", "gamma", "max_margin", "scale", "label_smoothing", "logit_adjustment")
 AT_LEAST_0 = ("alpha", "beta", "gamma")
 POSITIVE = ("max_margin", "scale")
 
@@ -63,6 +63,11 @@ def test_counts_of_pandas_are_by_label():
         (["3", "1"], TypeError, "class_counts must be numbers, got ['3', '1']"),
         ([3, None], TypeError, "class_counts must be numbers, got [3, None]"),
         (None, TypeError, "class_counts must be numbers, got None"),
+        (
+            LMFSpec([3, 1]),
+            TypeError,
+            "class_counts must be numbers, got an LMFSpec; pass it to from_spec",
+        ),
         ({0: 3, 2: 1}, ValueError, GAP),
         ({-1: 9, 0: 3, 1: 1}, ValueError, NEGATIVE_KEY),
         ({"benign": 3, "malignant": 1}, TypeError, KEYS.format("'benign'")),
@@ -268,6 +273,30 @@ def test_defaults_are_the_published_configuration():
     np.testing.assert_allclose(spec.margins, [0.1, 0.25, 0.5], rtol=1e-15)
     np.testing.assert_array_equal(spec.weights, spec.margins)
     assert spec.num_classes == 3
+    assert spec.logit_adjustment == 0.0
+    np.testing.assert_array_equal(spec.adjustments, np.zeros(3))
+
+
+def test_adjustments_are_tau_times_the_logarithms_of_the_shares():
+    """Any number is a τ; those of prediction are often below 0."""
+    np.testing.assert_allclose(np.exp(log_priors([625, 16, 1])) * 642, [625, 16, 1], rtol=1e-14)
+    for tau in (1, -0.5, 3.0):
+        spec = LMFSpec([625, 16, 1], logit_adjustment=tau)
+        np.testing.assert_allclose(spec.adjustments, tau * np.log(np.array([625, 16, 1]) / 642))
+        with pytest.raises(ValueError, match="read-only"):
+            spec.adjustments[0] = 1.0
+    with refuses(ValueError, AT_LEAST_1.format("0 for class 1")):
+        log_priors([5, 0, 1])
+
+
+def test_the_recommended_loss_by_its_formula():
+    """Cross-entropy of z + log π, of which the label's is less its margin."""
+    counts, z, y = np.array([600, 30, 5]), np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]]), [1, 2]
+    margins = 0.5 * (counts.min() / counts) ** 0.25
+    adjusted = z + np.log(counts / counts.sum()) - margins * np.eye(3)[y]
+    expected = np.logaddexp.reduce(adjusted, axis=1) - adjusted[[0, 1], y]
+    loss = reference.LMFLoss.from_spec(LMFSpec.recommended(counts), reduction="none")
+    np.testing.assert_allclose(loss(z, y), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("class_weight", ["balanced", None, [1, 2.5, 0], np.ones(3)], ids=repr)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import io
+import pickle
 import weakref
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_buffers_stay_out_of_checkpoints(torch, losses):
 
 def test_vectors_follow_the_logits(torch, losses, labels):
     """To a device that the module was never moved to, and back; meta has no numbers to keep."""
-    loss = losses.LMFLoss(COUNTS)
+    loss = losses.LMFLoss(COUNTS, logit_adjustment=1.0)
     assert not list(loss.buffers())
     expected = loss(torch.tensor(LOGITS), labels)
     assert torch.nn.Sequential(loss).to("meta")[0](torch.tensor(LOGITS), labels) == expected
@@ -117,6 +118,19 @@ def test_loaders_cannot_change_the_numbers(torch, losses, labels, how):
             np.testing.assert_array_equal(grad, of_logits)
 
 
+@pytest.mark.parametrize("name", ["LMFLoss", "LDAMLoss", "FocalLoss"])
+def test_what_was_pickled_before_adjustments_lives_on(torch, losses, labels, name):
+    """Its weights can be replaced, though it knows nothing of an adjustment."""
+    options = {"class_weight": "balanced"}
+    loss, expected = (getattr(losses, name)(COUNTS, **options) for _ in range(2))
+    del loss._exact["logit_adjustment"], loss._config["logit_adjustment"]
+    loss = pickle.loads(pickle.dumps(loss))
+    for each in (loss, expected):
+        each.set_class_weight("effective")
+    z = torch.tensor(LOGITS)
+    assert loss(z, labels) == expected(z, labels)
+
+
 def test_vectors_are_not_assigned(torch, losses):
     """What is assigned would be lost when the module moves."""
     loss = losses.LMFLoss(COUNTS)
@@ -125,6 +139,9 @@ def test_vectors_are_not_assigned(torch, losses):
     sentence = "margins follow from the class counts; build a new loss for others"
     with refuses(AttributeError, sentence):
         loss.margins = torch.ones(3)
+    sentence = "logit_adjustment follows from the class counts; build a new loss for another"
+    with refuses(AttributeError, sentence):
+        loss.logit_adjustment = torch.ones(3)
 
 
 def test_counts_without_numbers_are_refused(torch, losses):

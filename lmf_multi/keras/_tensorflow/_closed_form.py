@@ -6,6 +6,7 @@ Symbols and shapes are those of ``lmf_multi._terms``, steps and names those of
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from lmf_multi._terms import Labels, Terms
@@ -25,27 +26,31 @@ def value_and_grad(
 
 def one_class(z: tf.Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    masked, y, (Δ, w, a, b, γ, s) = labels.masked, tf.maximum(labels.y, 0), terms
+    masked, y, (Δ, w, a, b, γ, s, o) = labels.masked, tf.maximum(labels.y, 0), terms
+    z, lost = adjusted(z, None if o is None else by_class(o, len(z.shape), axis))
     W, is_y = weights(labels, w, axis, z.dtype), is_class(y, tf.shape(z)[axis], axis)
     z_y, M, left_out = _at_label(z, y, axis), _max_of_others(z, is_y, axis), is_y
+    lost_y = None
+    if lost is not None:
+        M, lost_y = below(M), _at_label(lost, y, axis)
     if masked is not None:
         # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
         z_y, M = (tf.where(masked, constant(0, z.dtype), v) for v in (z_y, M))
         left_out = is_y | tf.expand_dims(masked, axis)
-    x = tf.where(left_out, constant(-LARGE, z.dtype), z - tf.expand_dims(M, axis))
+    x = tf.where(left_out, constant(-LARGE, z.dtype), above(z, tf.expand_dims(M, axis), lost))
 
     losses, slopes, grads = [], [], []
     if a is not None:
         e = tf.exp(s * x)
         S = at_least_1(_total(e, axis))
-        loss, slope = ldam(log_odds(z_y, M, S, s, tf.gather(Δ, y)), s)
+        loss, slope = ldam(log_odds(z_y, M, S, s, tf.gather(Δ, y), lost_y), s)
         losses.append(times(W * a, loss))
         slopes.append(W * a * slope)
         grads.append(e * tf.expand_dims(-slopes[-1] / S, axis))
     if b is not None:
         e = tf.exp(x)
         S = at_least_1(_total(e, axis))
-        loss, slope = focal(log_odds(z_y, M, S), γ)
+        loss, slope = focal(log_odds(z_y, M, S, lost=lost_y), γ)
         losses.append(times(W * b, loss))
         slopes.append(W * b * slope)
         grads.append(e * tf.expand_dims(-slopes[-1] / S, axis))
@@ -62,27 +67,30 @@ def all_classes(
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    share, (Δ, _, a, b, γ, s) = shares(labels.q, terms.w, axis), terms
+    share, (Δ, _, a, b, γ, s, o) = shares(labels.q, terms.w, axis), terms
+    z, lost = adjusted(z, None if o is None else by_class(o, len(z.shape), axis))
     top = tf.argmax(tf.stop_gradient(z), axis)
     is_top = is_class(top, tf.shape(z)[axis], axis)
     nothing = constant(-LARGE, z.dtype)
     M = tf.reduce_max(tf.stop_gradient(z), axis, keepdims=True)
     others = tf.where(is_top, nothing, tf.stop_gradient(z))
     M_others = tf.reduce_max(others, axis, keepdims=True)
-    x, x_others = z - M, tf.where(is_top, nothing, z - M_others)
+    if lost is not None:
+        M, M_others = below(M), below(M_others)
+    x, x_others = above(z, M, lost), tf.where(is_top, nothing, above(z, M_others, lost))
     M_j = tf.where(is_top, M_others, M)
 
     losses, grads = [], []
     if a is not None:
         e, e_others = tf.exp(s * x), tf.exp(s * x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = ldam(log_odds(z, M_j, S, s, by_class(Δ, len(z.shape), axis)), s)
+        loss, slope = ldam(log_odds(z, M_j, S, s, by_class(Δ, len(z.shape), axis), lost), s)
         losses.append(times(share * a, loss))
         grads.append(chain(share * a * slope, e, S, e_others / S_others, is_top, axis))
     if b is not None:
         e, e_others = tf.exp(x), tf.exp(x_others)
         S, S_others = sums_of_others(e, e_others, is_top, axis)
-        loss, slope = focal(log_odds(z, M_j, S), γ)
+        loss, slope = focal(log_odds(z, M_j, S, lost=lost), γ)
         losses.append(times(share * b, loss))
         grads.append(chain(share * b * slope, e, S, e_others / S_others, is_top, axis))
     if not losses:
@@ -95,7 +103,8 @@ def sigmoid(x: tf.Tensor, labels: Labels, terms: Terms) -> tuple[tf.Tensor, tf.T
 
     What is of negative and positive lies along a first axis, (2, N).
     """
-    q, (Δ, w, a, b, γ, s) = labels.q, terms
+    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    x, lost = adjusted(x, o)
     if q is None:
         share, positive = weights(labels, w, None, x.dtype), labels.y == 1
         sign = tf.where(positive, constant(1, x.dtype), constant(-1, x.dtype))
@@ -103,11 +112,11 @@ def sigmoid(x: tf.Tensor, labels: Labels, terms: Terms) -> tuple[tf.Tensor, tf.T
     else:
         share = shares(q, w, None)
         sign = tf.reshape(tf.constant([-1.0, 1.0], x.dtype), [2] + [1] * len(x.shape))
-    ω = sign * x
+    ω, lost = sign * x, None if lost is None else sign * lost
 
     losses, slopes = [], []
     if a is not None:
-        loss, slope = ldam(log_odds(ω, 0.0, tf.ones_like(ω), s, Δ), s)
+        loss, slope = ldam(log_odds(ω, 0.0, tf.ones_like(ω), s, Δ, lost), s)
         losses.append(times(share * a, loss))
         slopes.append(share * a * slope)
     if b is not None:
@@ -158,12 +167,21 @@ def chain(
 
 
 def log_odds(
-    z: tf.Tensor, M: tf.Tensor | float, S: tf.Tensor, s: float = 1.0, Δ: tf.Tensor | float = 0.0
+    z: tf.Tensor,
+    M: tf.Tensor | float,
+    S: tf.Tensor,
+    s: float = 1.0,
+    Δ: tf.Tensor | float = 0.0,
+    lost: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back."""
-    d, lost = difference(z, M)
-    h, also_lost = difference(d, Δ)
-    return s * h + (s * (lost + also_lost) - tf.math.log(S))
+    """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back.
+
+    ``lost`` is one of z already.
+    """
+    d, of_M = difference(z, M)
+    h, of_Δ = difference(d, Δ)
+    errors = of_M + of_Δ if lost is None else of_M + of_Δ + lost
+    return s * h + (s * errors - tf.math.log(S))
 
 
 def difference(a: tf.Tensor, b: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -172,6 +190,11 @@ def difference(a: tf.Tensor, b: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor
     lost = (a - (c + (a - c))) + ((a - c) - b)
     lost = tf.where(tf.math.is_finite(lost), lost, constant(0, lost.dtype))
     return c, tf.stop_gradient(lost)
+
+
+def adjusted(z: tf.Tensor, o: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """z + o, rounded, and what the rounding lost; z itself without an adjustment."""
+    return (z, None) if o is None else difference(z, -o)
 
 
 def ldam(τ: tf.Tensor, s: float) -> tuple[tf.Tensor, tf.Tensor]:
@@ -231,6 +254,17 @@ def _at_label(z: tf.Tensor, y: tf.Tensor, axis: int) -> tf.Tensor:
     if axis == len(z.shape) - 1:
         return tf.gather(z, y, batch_dims=axis)
     return tf.reduce_sum(tf.where(is_class(y, tf.shape(z)[axis], axis), z, 0.0), axis)
+
+
+def below(M: tf.Tensor) -> tf.Tensor:
+    """A little less than the largest of adjusted logits, which was rounded: without rounding it is
+    above, so that its exponential is 1 or more."""
+    return M - tf.abs(M) * np.finfo(M.dtype.as_numpy_dtype).eps
+
+
+def above(z: tf.Tensor, M: tf.Tensor, lost: tf.Tensor | None) -> tf.Tensor:
+    """z - M, with what z has lost: M is about as large as z, the difference need not be."""
+    return z - M if lost is None else (z - M) + lost
 
 
 def _max_of_others(z: tf.Tensor, is_y: tf.Tensor, axis: int) -> tf.Tensor:

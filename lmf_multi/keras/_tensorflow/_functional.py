@@ -11,6 +11,7 @@ from lmf_multi.keras._tensorflow._closed_form import one_or_nan, weights
 from lmf_multi.keras._tensorflow._mixture import mixture
 from lmf_multi.keras._tensorflow._preparation import (
     agreeing,
+    along,
     by_label,
     constants,
     normalizers,
@@ -34,10 +35,10 @@ def compute_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each example contributes to the reduced loss (N,); the reduction is their sum."""
-    (Δ, w), dtype, soft = _checked((logits, labels), vectors, numbers, options, False)
+    (Δ, w, o), dtype, soft = _checked((logits, labels), vectors, numbers, options, False)
     (α, β, γ, s, ε), z, where = numbers, logits, options.where
     axis = options.axis % len(z.shape)
-    z = of_classes(z, axis, [v.shape[0] for v in (Δ, w) if v is not None])
+    z = of_classes(z, axis, [v.shape[0] for v in (Δ, w, o) if v is not None])
     y = agreeing("labels", labels, z, None if soft else axis)
     where = None if where is None else agreeing("where", where, z, axis)
     shape = sizes(z)
@@ -57,19 +58,24 @@ def compute_loss(
     if soft or ε != 0:
         labels = smoothed(labels, ε, C, axis, dtype)
         z = z if where is None else tf.where(tf.expand_dims(where, axis), z, 0.0)
-    return tf.reshape(mixture(z, labels, Terms(Δ, w, a, b, γ, s), axis), shape)
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o)
+    return tf.reshape(mixture(z, labels, terms, axis), shape)
 
 
 def compute_sigmoid_loss(
     logits: tf.Tensor, labels: tf.Tensor, vectors: Vectors, numbers: Numbers, options: Options
 ) -> tf.Tensor:
     """What each element contributes to the reduced loss (N,), as ``compute_loss``."""
-    (Δ, w), dtype, soft = _checked((logits, labels), vectors, numbers, options, True)
+    (Δ, w, o), dtype, soft = _checked((logits, labels), vectors, numbers, options, True)
     (α, β, γ, s, ε), x, axis, where = numbers, logits, options.axis, options.where
-    x = of_classes(x, axis, [v.shape[0] for v in (Δ, w) if v is not None and len(v.shape) == 2])
+    by_labels = [
+        v for v, rank in ((Δ, 2), (w, 2), (o, 1)) if v is not None and len(v.shape) == rank
+    ]
+    x = of_classes(x, axis, [v.shape[0] for v in by_labels])
     t = agreeing("labels", labels, x)
     where = None if where is None else agreeing("where", where, x)
     Δ, w = (None if v is None else by_label(v, len(x.shape), axis) for v in (Δ, w))
+    o = None if o is None else along(o, len(x.shape), axis)
 
     hard = not soft and ε == 0
     labels = sigmoid_targets(t, where, hard, dtype, options.mask_name)
@@ -80,7 +86,7 @@ def compute_sigmoid_loss(
     if not hard:
         labels = smoothed(labels, ε, 2, 0, dtype)
     x = x if where is None else tf.where(where, x, 0.0)
-    return mixture(x, labels, Terms(Δ, w, a, b, γ, s), None)
+    return mixture(x, labels, Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o), None)
 
 
 def _checked(
@@ -90,14 +96,14 @@ def _checked(
     options: Options,
     is_sigmoid: bool,
 ) -> tuple[Vectors, tf.DType, bool]:
-    """Margins and weights as constants, their dtype, and whether labels are distributions."""
+    """The vectors as constants, their dtype, and whether labels are distributions."""
     check_parameters(**numbers._asdict())
     z, y = arrays
     dtype = tf.float64 if z.dtype == tf.float64 else tf.float32
-    Δ, w = constants(vectors, dtype)
+    vectors = constants(vectors, dtype)
     check, where = check_sigmoid_inputs if is_sigmoid else check_inputs, described(options.where)
-    soft = check(described(z), described(y), options.axis, shapes_of(Δ, w), where)
-    return Vectors(Δ, w), dtype, soft
+    soft = check(described(z), described(y), options.axis, shapes_of(*vectors), where)
+    return vectors, dtype, soft
 
 
 def squeeze(x: tf.Tensor, axis: int) -> tf.Tensor:

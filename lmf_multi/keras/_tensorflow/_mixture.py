@@ -18,7 +18,7 @@ def mixture(z: tf.Tensor, labels: Labels, terms: Terms, axis: int | None) -> tf.
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow carries no types
     def closed_form(z: tf.Tensor) -> Any:
-        if axis is not None and labels.q is None and has_kernel_for(z, axis):
+        if (axis is None or labels.q is None) and has_kernel_for(z, axis):
             loss, grad = by_kernel(z, labels, terms, axis)
         else:
             loss, grad = value_and_grad(z, labels, terms, axis)

@@ -58,8 +58,14 @@ def by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
     """(2,) or (L, 2) as (2, …), which broadcasts against the logits with L along their axis."""
     if len(vector.shape) == 1:
         return tf.reshape(vector, [2] + [1] * ndim)
-    along_axis = [-1 if i == axis % ndim else 1 for i in range(ndim)]
-    return tf.reshape(tf.transpose(vector), [2, *along_axis])
+    return along(tf.transpose(vector), ndim, axis)
+
+
+def along(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
+    """(…, L), or () for one of all labels, with L along the axis of the logits."""
+    size = -1 if len(vector.shape) else 1
+    shape = [size if i == axis % ndim else 1 for i in range(ndim)]
+    return tf.reshape(vector, [*vector.shape[:-1], *shape])
 
 
 def normalizers(
@@ -88,7 +94,7 @@ def smoothed(labels: Labels, ε: float, C: Any, axis: int, dtype: tf.DType) -> L
 
 
 def constants(vectors: Vectors, dtype: tf.DType) -> Vectors:
-    """Checked margins and class weights, their numbers too where they can be read; shapes stay."""
+    """Checked vectors, their numbers too where they can be read; shapes stay."""
     check_vectors(**{name: _on_host(vector) for name, vector in vectors._asdict().items()})
     return Vectors(*(None if vector is None else tf.cast(vector, dtype) for vector in vectors))
 
