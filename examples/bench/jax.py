@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+# PyTorch's or another program's tests use the GPU too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # A TPU's compiler asks for the machine that it runs on; there is none.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -18,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
+from examples.bench.measure import Run
+from examples.bench.measure import host_clock as clock  # noqa: F401  how calls are timed
 from lmf_multi import LMFSpec
 from lmf_multi.jax import LMFLoss
 
@@ -25,7 +29,7 @@ Loss = Callable[[Array, Array], Array]
 AOT_SHAPES = [(4096, 1000), (65536, 8)]  # rows of one chip
 
 
-def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Callable[[], None]]:
+def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Run]:
     """Names, and what runs one forward and backward pass on fixed logits and labels.
 
     ``shape`` is PyTorch's (N, C, …); the class axis is last here.
@@ -33,20 +37,31 @@ def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Cal
     z, y = inputs(shape, dtype)
     copy = jax.jit(lambda z: z.copy())
 
-    def step(compiled: Callable[..., Any], *arrays: Array) -> Callable[[], None]:
-        return lambda: jax.block_until_ready(compiled(*arrays))
+    def step(loss: Loss) -> Run:
+        program = None
 
-    runs = {"copy": step(copy, z)}
-    for name, loss in losses(shape[1]).items():
-        runs[name] = step(compiled(loss, z, y), z, y)
-    return runs
+        def call() -> None:
+            nonlocal program
+            program = program or compiled(loss, z, y)
+            jax.block_until_ready(program(z, y))
+
+        def memory() -> int:
+            """Of the compiled program beside its inputs: temporaries and the gradient."""
+            found = program.memory_analysis()
+            return found.temp_size_in_bytes + found.output_size_in_bytes
+
+        return Run(call, memory)
+
+    runs = {"copy": Run(lambda: jax.block_until_ready(copy(z)), lambda: None)}
+    return runs | {name: step(loss) for name, loss in losses(shape[1]).items()}
 
 
-def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> int:
-    """Bytes of the compiled program beside its inputs: temporaries and the gradient."""
-    z, y = inputs(shape, dtype)
-    found = compiled(losses(shape[1])[name], z, y).memory_analysis()
-    return found.temp_size_in_bytes + found.output_size_in_bytes
+def prepare(device: str) -> dict[str, float]:
+    """Refuse another device than there is."""
+    platform = {"cuda": "gpu"}.get(device, device)
+    if jax.default_backend() != platform:
+        raise SystemExit(f"JAX finds no {platform}, got {jax.default_backend()}")
+    return {}
 
 
 def inputs(shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from examples.bench.measure import Run
+from examples.bench.measure import host_clock as clock  # noqa: F401  how calls are timed
 from lmf_multi import LMFSpec
 from lmf_multi.keras import LMFLoss
 
@@ -19,21 +21,32 @@ if keras.backend.backend() != "tensorflow":
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Callable[[], None]]:
+def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Run]:
     """Names, and what runs one forward and backward pass on fixed logits and labels.
 
-    ``shape`` is PyTorch's (N, C, …); the class axis is last here.
+    ``shape`` is PyTorch's (N, C, …); the class axis is last here. XLA inside TensorFlow does not
+    tell how much memory it takes.
     """
     z, y = inputs(shape, dtype)
     copy = tf.function(lambda z: tf.identity(z) + tf.zeros([], z.dtype), jit_compile=True)
 
-    def step(compiled: Any, *arrays: tf.Tensor) -> Callable[[], None]:
-        return lambda: tf.nest.map_structure(lambda result: result.numpy(), compiled(*arrays))
+    def step(compiled: Any, *arrays: tf.Tensor) -> Run:
+        def call() -> None:
+            tf.nest.map_structure(lambda result: result.numpy(), compiled(*arrays))
+
+        return Run(call, lambda: None)
 
     runs = {"copy": step(copy, z)}
     for name, loss in losses(shape[1], dtype).items():
         runs[name] = step(compiled(loss), z, y)
     return runs
+
+
+def prepare(device: str) -> dict[str, float]:
+    """Refuse another device than there is."""
+    if device == "cuda" and not tf.config.list_physical_devices("GPU"):
+        raise SystemExit("TensorFlow finds no GPU")
+    return {}
 
 
 def inputs(shape: tuple[int, ...], dtype: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -81,10 +94,6 @@ def compiled(loss: Loss) -> Any:
         return value, tape.gradient(value, z)
 
     return tf.function(run, jit_compile=True)
-
-
-def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> None:
-    """XLA inside TensorFlow does not tell."""
 
 
 def versions() -> dict[str, str]:

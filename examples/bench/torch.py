@@ -1,25 +1,35 @@
 """What ``bench_loss`` measures in PyTorch: forward and backward, eager and compiled."""
 
-import math
+import contextlib
+import itertools
+import logging
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.bench.measure import LIGER, Run, host_clock, interrupted_after, logits_size
 from lmf_multi import LMFSpec
 from lmf_multi.torch import LMFLoss
 
-LIGER = "Liger's cross-entropy"  # on CUDA, where the package liger-kernel is installed
+# which says, where there is a compiler for CUDA and no GPU, that there is none
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+CACHED = 2**28  # bytes: more than a GPU keeps of what it has just read
+LARGE = {"cuda": 2**30, "cpu": 2**28}  # bytes that are copied to measure the device
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def contenders(
-    shape: tuple[int, ...], dtype: str, device: str, compiled: bool = True
-) -> dict[str, Callable[[], None]]:
+def contenders(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Run]:
     """Names, and what runs one forward and backward pass on fixed logits and labels."""
     torch.manual_seed(0)
-    z = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).requires_grad_()
+    # a GPU gets other logits at each call, as in training, where they do not wait in its cache
+    copies = max(1, min(64, CACHED // logits_size(shape, dtype))) if device == "cuda" else 1
+    logits = [torch.randn(shape, device=device, dtype=getattr(torch, dtype)) for _ in range(copies)]
     C = shape[1]
     y = torch.randint(0, C, (shape[0], *shape[2:]), device=device)
     # long-tailed, as in the applications: 1000 to 10
@@ -30,38 +40,65 @@ def contenders(
     def published(z: Tensor, y: Tensor) -> Tensor:
         return published_formula(z, y, margins.to(z.dtype), weights.to(z.dtype), spec)
 
-    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    losses: dict[str, Loss] = {
         "cross-entropy": F.cross_entropy,
         "published formula": published,
         "ours": criterion,
     }
-    if compiled:
-        torch._dynamo.reset()  # each shape is compiled for itself
-        losses |= {f"{name}, compiled": torch.compile(loss) for name, loss in losses.items()}
+    torch._dynamo.reset()  # each shape is compiled for itself
+    compiled = {f"{name}, compiled": torch.compile(loss) for name, loss in losses.items()}
 
-    def step(loss: Callable[[Tensor, Tensor], Tensor], z: Tensor = z) -> Callable[[], None]:
+    def step(loss: Loss, logits: list[Tensor] = logits) -> Run:
+        turns = itertools.cycle([z.detach().requires_grad_() for z in logits])
+
         def run() -> None:
-            z.grad = None
-            loss(z, y).backward()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            z = next(turns)  # not backward(), which would copy a gradient that Liger keeps
+            torch.autograd.grad(loss(z, y), z)
 
-        return run
+        return Run(run, lambda: peak_memory(run, device))
 
-    source, target = z.detach(), torch.empty_like(z)
-
-    def copy() -> None:
-        target.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    runs = {"copy": copy, **{name: step(loss) for name, loss in losses.items()}}
+    source, target = itertools.cycle(logits), torch.empty_like(logits[0])
+    runs = {"copy": Run(lambda: target.copy_(next(source)), lambda: None)}
+    runs |= {name: step(loss) for name, loss in (losses | compiled).items()}
     if device == "cuda" and len(shape) == 2 and find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerCrossEntropyLoss
-
         # it writes the gradient over the logits: it gets its own
-        runs[LIGER] = step(LigerCrossEntropyLoss(), z.detach().clone().requires_grad_())
+        runs[LIGER] = step(lambda z, y: liger()(z, y), [z.clone() for z in logits])
     return runs
+
+
+@cache
+def liger() -> Loss:
+    """Liger-Kernel's own choice of a kernel."""
+    from liger_kernel.transformers import LigerCrossEntropyLoss
+
+    loss: Loss = LigerCrossEntropyLoss()
+    return loss
+
+
+def clock(call: Callable[[], object], calls: int, device: str) -> float:
+    """Seconds of so many calls, on the GPU's own clock if they run there."""
+    if device != "cuda":
+        return host_clock(call, calls, device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def prepare(device: str) -> dict[str, float]:
+    """Bytes a second that a large copy reads and writes; and the compiler is loaded."""
+    z = torch.zeros(8, 4, device=device, requires_grad=True)
+    y = torch.zeros(8, dtype=torch.int64, device=device)
+    # what fails or hangs here does so again where it is noted down
+    with contextlib.suppress(Exception), interrupted_after(45):
+        torch.compile(F.cross_entropy)(z, y).backward()
+    source = torch.ones(LARGE[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = [clock(lambda: target.copy_(source), 1, device) for _ in range(20)]
+    return {"copy_bandwidth": 2 * LARGE[device] / sorted(times)[10]}
 
 
 def published_formula(z: Tensor, y: Tensor, Δ: Tensor, w: Tensor, spec: LMFSpec) -> Tensor:
@@ -74,13 +111,10 @@ def published_formula(z: Tensor, y: Tensor, Δ: Tensor, w: Tensor, spec: LMFSpec
     return spec.alpha * ldam + spec.beta * focal.mean()
 
 
-def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> int:
+def peak_memory(run: Callable[[], None], device: str) -> int:
     """Bytes that a run holds at most beyond logits and labels."""
-    run = contenders(shape, dtype, device, compiled="compiled" in name)[name]
-    run()
     if device == "cuda":
-        last_gradient = math.prod(shape) * getattr(torch, dtype).itemsize
-        before = torch.cuda.memory_allocated() - last_gradient  # which the run frees first
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
@@ -88,11 +122,7 @@ def peak_memory(name: str, shape: tuple[int, ...], dtype: str, device: str) -> i
         run()
     events = profile.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = highest = 0
-    for _, change in sorted(changes):
-        held = max(0, held + change)  # the last gradient, which the run frees first, does not count
-        highest = max(highest, held)
-    return highest
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
 def versions() -> dict[str, str]:
