@@ -1,6 +1,6 @@
 """Compare losses on imbalanced data: losses × architectures × frameworks × seeds, in one command.
 
-    python -m examples.compare --losses ce,lmf,lmf:scale=5 --seeds 5 --epochs 30 --out runs/digits
+    python -m examples.compare --losses ce,la,crt,lmf:scale=1,ce:sampler=balanced --seeds 5
     python -m examples.compare --data HAM10000 --image-size 64 --archs small,resnet50 \
         --frameworks torch,flax,keras --sweep alpha=0.5,1,1.5,2 --jobs 2 --out runs/ham
 
@@ -23,7 +23,7 @@ from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, rem
 from examples.study.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
 from examples.training.run import STOPPED as STOPPED_STATUS
 from examples.training.run import one_sentence
-from examples.training.settings import ARCHS, LOSSES, at_least
+from examples.training.settings import LOSSES, TORCH_ARCHS, at_least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +131,13 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         metavar="L,L:FLAG=VALUE,…",
         help=f"of {','.join(LOSSES)} (all), perhaps with options: lmf:scale=5:head=cosine",
     )
-    add("--archs", type=names("arch", ARCHS), default=["small"], metavar="A,A,…", help="(small)")
+    add(
+        "--archs",
+        type=names("arch", TORCH_ARCHS),
+        default=["small"],
+        metavar="A,A,…",
+        help="(small)",
+    )
     add(
         "--frameworks",
         type=names("framework", FRAMEWORKS),

@@ -1,27 +1,31 @@
-"""A study as one page: what it says, every table and figure, and how to repeat it.
+"""A study as one page: what to train with, every table and figure, and how to repeat it.
 
     python -m examples.html_report runs/study
 
 ``DIR/report.html`` needs no other file, so that it can be sent; tables and figures are written
-beside it as well, and ``DIR/results.jsonl``, which gathers the results. From it and from
-``DIR/study.json`` tables and page can be made again: these two are what is worth keeping.
+beside it as well. From ``DIR/study.json``, ``DIR/results.jsonl`` and ``DIR/predicted.npz`` tables
+and page can be made again: these are what is worth keeping.
 """
 
+import re
 import sys
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from examples.study import figures, tables
+from examples.study.comparisons import advice
+from examples.study.picture import Picture
 from examples.study.planning import Study, gather, named
 from examples.study.tables import Table
 from examples.training.checkpoints import write_atomically
 from examples.training.run import one_sentence
 
 PAGE = Path(__file__).parent / "study" / "report_page.html"
+UNFOLDED = 40  # rows that a table has at most, of those that are open from the start
 
 
 def tell(study: Study) -> None:
@@ -30,14 +34,13 @@ def tell(study: Study) -> None:
     Raises:
         ValueError: there is no result yet.
     """
-    found = tables.tables(study)
-    page = write(study, found)
-    for line in sentences(found):
-        print(line)
+    page = write(study)
+    for sentence in advice(study, study.results()):
+        print(sentence)
     print(f"All of it is in {page}")
 
 
-def write(study: Study, found: Sequence[Table]) -> Path:
+def write(study: Study) -> Path:
     """The page, and beside it the tables' and the figures' own files.
 
     Raises:
@@ -48,10 +51,15 @@ def write(study: Study, found: Sequence[Table]) -> Path:
             f"{study.folder} must hold a finished training, got none; examples.compare goes on"
         )
     gather(study)
+    found = tables.tables(study)
     tables.write(study, found)
-    parts = [*summary(found), *map(table, found)]
-    for picture in figures.pictures(study):
-        parts.append(figure(figures.write(study, picture), picture.caption))
+    parts = [f'<p class="advice">{escape(line)}</p>' for line in advice(study, study.results())]
+    for each in found:
+        if each.name == "missing":
+            parts.append(f"<p><strong>{escape(each.title)}</strong>, listed below.</p>")
+    parts += [figure(study, picture) for picture in figures.findings(study)]
+    parts += map(table, found)
+    parts += [figure(study, picture) for picture in figures.details(study)]
     parts += repeating(study)
     title = f"Losses compared: {', '.join(dict.fromkeys(t.data for t in study.trainings))}"
     page = Template(PAGE.read_text()).substitute(title=escape(title), body="\n".join(parts))
@@ -60,58 +68,53 @@ def write(study: Study, found: Sequence[Table]) -> Path:
     return file
 
 
-def summary(found: Sequence[Table]) -> Iterator[str]:
-    """What is missing, and what the rest says."""
-    for each in found:
-        if each.name == "missing":
-            yield f"<p><strong>{escape(each.title)}</strong>, listed below.</p>"
-    if lines := [f"<li>{escape(line)}</li>" for line in sentences(found)]:
-        yield f"<h2>What it says</h2><ul>{''.join(lines)}</ul>"
-
-
-def sentences(found: Sequence[Table]) -> list[str]:
-    """What the differences from cross-entropy say, one for each."""
-    return [sentence(row) for each in found if each.name == "against-ce" for row in each.rows]
-
-
-def sentence(row: Sequence[Any]) -> str:
-    """A row of the table of differences in words.
-
-    >>> sentence(("digits", "small", "torch", "lmf", 5, 0.1, 0.05, 0.15, 0.06, "better"))[:61]
-    'digits, small, torch: lmf against ce: better (+0.100, 95 % in'
-    """
-    *kind, loss, seeds, gain, low, high, p, verdict = row
-    numbers = f"{gain:+.3f}"
-    if low is not None:
-        numbers += f", 95 % interval {low:+.3f} to {high:+.3f}, p {p:.3f}; {seeds} seeds"
-    return f"{', '.join(kind)}: {loss} against {tables.BASELINE}: {verdict} ({numbers})"
-
-
 def table(found: Table) -> str:
-    """With headings that sort it."""
-    headings = "".join(f"<th><button>{escape(h)}</button></th>" for h in found.headings)
-    rows = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in found.rows)
-    return (
-        f"<h2>{escape(found.title)}</h2>"
-        f'<div class="wide"><table id="{escape(found.name)}"><thead><tr>{headings}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="note">{escape(found.note)}</p>'
+    """With headings that sort it; one of many rows is folded.
+
+    What its rows are of, where that differs, stands above them, which saves three columns.
+    """
+    kinds = {row[: found.common] for row in found.rows}
+    headings = found.headings[found.common :]
+    named = "".join(f'<th scope="col"><button>{escape(h)}</button></th>' for h in headings)
+    bodies = ""
+    for kind, rows in groupby(found.rows, lambda row: row[: found.common]):
+        above = (
+            f'<tr class="kind"><th colspan="{len(headings)}">{escape(", ".join(kind))}</th></tr>'
+        )
+        cells = ("".join(map(cell, row[found.common :])) for row in rows)
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        bodies += f"<tbody>{above if len(kinds) > 1 else ''}{body}</tbody>"
+    whole = (
+        f'<div class="wide"><table id="{escape(found.name)}"><thead><tr>{named}</tr></thead>'
+        f'{bodies}</table></div><p class="note">{escape(found.note)}</p>'
     )
+    if len(found.rows) > UNFOLDED:
+        whole = f"<details><summary>{len(found.rows)} rows</summary>{whole}</details>"
+    return f"<h2>{escape(found.title)}</h2>{whole}"
 
 
 def cell(content: Any) -> str:
-    """What is shown, and what it is sorted by: several seeds by their mean."""
+    """What is shown, and what it is sorted by: several seeds by their mean.
+
+    >>> cell((0.5, 0.7))
+    '<td class="number" data-value="0.6">0.600 <span>± 0.141</span></td>'
+    """
     kind = "" if isinstance(content, str) else ' class="number"'
     value = escape(str(tables.numbers(content)[0]))
-    return f'<td{kind} data-value="{value}">{escape(tables.text(content))}</td>'
+    text = escape(tables.text(content))
+    if not kind:
+        text = re.sub(r"([:=])", r"\1<wbr>", text)  # where a long loss may be broken
+    mean, sign, spread = text.partition(" ± ")
+    spread = f" <span>± {spread}</span>" if sign else ""  # which a narrow page has in a second line
+    return f'<td{kind} data-value="{value}">{mean}{spread}</td>'
 
 
-def figure(file: Path, caption: str) -> str:
-    """A PNG file, embedded."""
-    data = b64encode(file.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def figure(study: Study, picture: Picture) -> str:
+    """A picture, embedded; its file is written as well."""
+    figures.write(study, picture)
+    caption = escape(picture.caption)
+    drawn = picture.svg().replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
+    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def repeating(study: Study) -> Iterator[str]:

@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from examples.data.datasets import Split
 from examples.models import flax as models
-from examples.models.common import check_image_size
+from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
@@ -66,27 +66,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     # model, loss, optimiser
     with one_sentence():
         check_image_size(settings.arch, dataset.image_size)
-        model = models.build(
+        build = partial(
+            models.build,
             settings.arch,
             len(dataset.class_names),
-            **settings.network_options(),
             dtype=jnp.bfloat16 if settings.bf16 else jnp.float32,
-            rngs=nnx.Rngs(settings.seed),
         )
-        criterion = build_loss(settings, dataset.class_counts)
-        optimizer = nnx.Optimizer(model, build_optimizer(settings, run.steps), wrt=nnx.Param)
-        parts = {"model": model, "optimizer": optimizer}
-        # split once, merged inside the steps: they take and give arrays alone
-        model.eval()
-        evaluation = nnx.graphdef(parts)
-        model.train()
-        # dropout's keys follow from the seed; how often they were drawn from is in the state
-        training, keys, state = nnx.split(parts, nnx.RngKey, ...)
-        state, keys, criterion = put((state, keys, criterion))
-        if folder := run.resume():
+        model = build(**settings.network_options(), rngs=nnx.Rngs(settings.seed))
+        criterion = put(build_loss(settings, dataset.class_counts))
+        head = HEADS[settings.arch].partition(".")[0]
+
+        def begun(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
+            """What the steps take, of a model and an optimiser that has made none.
+
+            The graphs of training and evaluation, dropout's keys, and the rest.
+            """
+            trained = nnx.All(nnx.Param, nnx.PathContains(head)) if run.head_alone else nnx.Param
+            optimizer = nnx.Optimizer(model, build_optimizer(settings, run.steps), wrt=trained)
+            parts = {"model": model, "optimizer": optimizer}
+            # split once, merged inside the steps: they take and give arrays alone
+            model.eval()
+            evaluation = nnx.graphdef(parts)
+            if not run.head_alone:  # batch norm and dropout leave its features alone
+                model.train()
+            # dropout's keys follow from the seed; how often they were drawn from is in the state
+            training, keys, state = nnx.split(parts, nnx.RngKey, ...)
+            return training, evaluation, put(keys), put(state)
+
+        folder = run.resume()
+        training, evaluation, keys, state = begun(model)
+        if folder:
             state = load(folder, state)
 
     # step
+    # Compiled anew when the head is trained alone, whose state has fewer arrays.
     # The new state takes the old one's memory. It is whole on every device, a batch is not, so XLA
     # adds what sums over devices. The loss is an argument, no constant: when deferred weights set
     # in, nothing is compiled again.
@@ -101,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # normalised here so that devices are sent uint8, a quarter of float32's bytes
             return criterion(model(models.normalize(images)), labels)
 
-        loss, grads = nnx.value_and_grad(loss_of)(parts["model"])
+        trained = nnx.DiffState(0, parts["optimizer"].wrt)
+        loss, grads = nnx.value_and_grad(loss_of, argnums=trained)(parts["model"])
         parts["optimizer"].update(parts["model"], grads)
         return nnx.state(parts, nnx.Not(nnx.RngKey)), loss
 
@@ -137,7 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # loop
     with run:
-        while run.epoch < settings.epochs:
+        while not run.done:
+            if run.head_is_next():
+                parts = nnx.merge(evaluation, keys, load(run.begin_head(), state))
+                # another draw than the one that the features grew with
+                key = jax.random.fold_in(jax.random.key(settings.seed), run.epoch)
+                untrained = build(head=settings.head, rngs=nnx.Rngs(key))
+                setattr(parts["model"], head, getattr(untrained, head))
+                training, evaluation, keys, state = begun(parts["model"])
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
                 criterion = put(criterion.replace(class_weight=weights))
@@ -151,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logits = predict(state, dataset.val)
             run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
             run.save(partial(save, state))
-            if run.stopping and run.epoch < settings.epochs:
+            if run.stopping and not run.done:
                 return run.stop()
 
         if world > 1:
@@ -160,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = load(run.checkpoints.of_epoch(run.best_epoch), state)
         run.finish(
             predict(state, dataset.test),
+            predict(state, dataset.val),
             device="cpu" if device.platform == "cpu" else device.device_kind,
             peak_device_memory=peak_device_memory(),
         )
@@ -204,13 +226,14 @@ def any_process(flag: bool) -> bool:
 
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
-    if settings.loss in ("ce", "bwcce"):
+    if settings.loss in ("ce", "bwcce", "crt"):
         weight = class_weights(counts, settings.loss_options.get("class_weight"))
         return jax.tree_util.Partial(cross_entropy, weight)
     losses: dict[str, Callable[..., Any]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
+        "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
 

@@ -65,17 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         keras_devices.normalize_whole_batches(model)
         criterion = build_loss(settings, dataset.class_counts)
-        optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
-        # the same layers in a Model of its own, so that what is saved loads without this file
-        training = keras.Model(model.input, model.output)
-        training.compile(
-            optimizer, loss=criterion, metrics=[StepLoss(criterion), MacroF1(name="macro_f1")]
-        )
-        optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
-        # which Keras counts on, so that what is drawn after a resume is what would have been
-        dropout = [v for v in training.variables if v.name == "seed_generator_state"]
-        state = [*optimizer.variables, *dropout]
-        if folder := run.resume():
+        folder = run.resume()
+        training, state = begun(model, criterion, settings, run.head_alone)
+        if folder:
             model.load_weights(folder / "model.keras")
             load(folder, state)
 
@@ -100,7 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # loop
     with run:
-        while run.epoch < settings.epochs:
+        while not run.done:
+            if run.head_is_next():
+                model.load_weights(run.begin_head() / "model.keras")
+                keras.utils.set_random_seed(settings.seed)
+                draw_anew(model.layers[-1])
+                with keras_devices.shared_with(model):
+                    training, state = begun(model, criterion, settings, run.head_alone)
             # one epoch: validation, checkpoints and the choice of the best are the run's, as in the
             # other trainers
             training.fit(
@@ -118,27 +116,59 @@ def main(argv: Sequence[str] | None = None) -> int:
             logits = predict(dataset.val)
             run.end_epoch(logits, float(criterion(dataset.val.labels, logits)))
             run.save(write)
-            if run.stopping and run.epoch < settings.epochs:
+            if run.stopping and not run.done:
                 return run.stop()
 
         # the test images are seen once, by the model that the validation images chose
         model.load_weights(run.checkpoints.of_epoch(run.best_epoch) / "model.keras")
         run.finish(
             predict(dataset.test),
+            predict(dataset.val),
             device=keras_devices.name(),
             peak_device_memory=keras_devices.peak_memory(),
         )
     return 0
 
 
+def begun(
+    model: keras.Model, criterion: keras.losses.Loss, settings: Settings, head_alone: bool
+) -> tuple[keras.Model, list[keras.Variable]]:
+    """The model as ``fit`` takes it, and what its optimiser and dropout have in a checkpoint.
+
+    The same layers in a Model of its own, so that what is saved loads without this file.
+    """
+    logits = model.output
+    if head_alone:
+        head = model.layers[-1]
+        features = keras.Model(model.input, head.input)
+        features.trainable = False
+        logits = head(features(model.input, training=False))  # nor does dropout change them
+    training = keras.Model(model.input, logits)
+    optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
+    metrics = [StepLoss(criterion), MacroF1(name="macro_f1")]
+    training.compile(optimizer, loss=criterion, metrics=metrics)
+    optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
+    # which Keras counts on, so that what is drawn after a resume is what would have been
+    dropout = [v for v in training.variables if v.name == "seed_generator_state"]
+    return training, [*optimizer.variables, *dropout]
+
+
+def draw_anew(layer: keras.layers.Layer) -> None:
+    """Give a layer weights as it had them when it was made."""
+    untrained = layer.from_config(layer.get_config())
+    untrained.build(layer.input.shape)
+    layer.set_weights(untrained.get_weights())
+
+
 def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
-    if settings.loss in ("ce", "bwcce"):
+    if settings.loss in ("ce", "bwcce", "crt"):
         return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
     losses: dict[str, Callable[..., keras.losses.Loss]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
+        "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
 

@@ -14,6 +14,7 @@ The second, for 6,308 training images of HAM10000, takes 3 minutes in one thread
 import os
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from examples.data.datasets import Split
 from examples.models import torch as models
-from examples.models.common import check_image_size
+from examples.models.common import HEADS, check_image_size
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -72,14 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         # all that a checkpoint needs: order of the images and dropout follow from seed and step
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        untrained = deepcopy(
+            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        )
         if folder := run.resume():
             for name, saved in load(folder, device).items():
                 parts[name].load_state_dict(saved)
+        if run.head_alone:
+            freeze_features(model, settings.arch)
 
     # step
     # to train with alone: checkpoints get the model's names without DDP's "module.", and a process
     # that predicts waits for no other
-    replica = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    replica = replicated(model, world)
 
     def logits_of(network: nn.Module, images: Tensor) -> Tensor:
         # no GradScaler: bfloat16 has float32's range, so that gradients do not vanish
@@ -132,11 +138,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # loop
     with run:
-        while run.epoch < settings.epochs:
+        while not run.done:
+            if run.head_is_next():
+                model.load_state_dict(load(run.begin_head(), device)["model"])
+                torch.manual_seed(settings.seed)
+                freeze_features(model, settings.arch).reset_parameters()
+                for name, state in untrained.items():
+                    parts[name].load_state_dict(state)
+                replica = replicated(model, world)
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
                 criterion.set_class_weight(weights)
-            model.train()
+            model.train(not run.head_alone)  # batch norm and dropout leave its features alone
             for images, labels in run.train_batches():
                 loss = train_step(on_device(images, device), on_device(labels, device))
                 run.took_step(loss)
@@ -151,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 logits.numpy(), criterion(logits.to(device), val_labels.to(device)).item()
             )
             save()
-            if run.stopping and run.epoch < settings.epochs:
+            if run.stopping and not run.done:
                 return run.stop()
 
         # the test images are seen once, by the model that the validation images chose
@@ -160,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cuda = device.type == "cuda"
         run.finish(
             predict(dataset.test).numpy(),
+            predict(dataset.val).numpy(),
             device=torch.cuda.get_device_name(device) if cuda else device.type,
             peak_device_memory=torch.cuda.max_memory_allocated(device) if cuda else None,
         )
@@ -196,15 +210,27 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 
 def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
-    if settings.loss in ("ce", "bwcce"):
+    if settings.loss in ("ce", "bwcce", "crt"):
         return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
     losses: dict[str, Callable[..., nn.Module]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
         "lmf": LMFLoss,
+        "la": LMFLoss,
     }
     group = "world" if world > 1 else None
     return losses[settings.loss](**settings.loss_arguments(counts), process_group=group)
+
+
+def freeze_features(model: nn.Module, arch: str) -> nn.Module:
+    """The head, which alone is trained from here on."""
+    model.requires_grad_(False)
+    return model.get_submodule(HEADS[arch]).requires_grad_(True)
+
+
+def replicated(model: nn.Module, world: int) -> nn.Module:
+    """The model, which several processes bring into accord after each step."""
+    return nn.parallel.DistributedDataParallel(model) if world > 1 else model
 
 
 class CrossEntropy(nn.Module):

@@ -2,11 +2,11 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.training.settings import ARCHS
+from examples.training.settings import ARCHS, TORCH_ARCHS
 from lmf_multi._extras import require
 
 WIDTHS = (32, 64, 128, 256)  # channels of small's four convolutions
@@ -16,19 +16,26 @@ HEADS = {
     "resnet50": "fc",
     "efficientnet_v2_s": "classifier.1",
     "densenet121": "classifier",
+    "efficientnet_lite0": "classifier",
 }
 # Below, a pooling is left without pixels; keras.applications start at 32.
-MIN_IMAGE_SIZE = {"small": 15, "resnet50": 32, "efficientnet_v2_s": 32, "densenet121": 32}
+MIN_IMAGE_SIZE = {arch: 32 for arch in TORCH_ARCHS} | {"small": 15}
 
 
-def check(arch: str, head: str, pretrained: bool, weights: str | Path | None) -> None:
-    """Refuse what no framework's ``build`` can make."""
-    if arch not in ARCHS:
-        raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
+def check(
+    arch: str,
+    head: str,
+    pretrained: bool,
+    weights: str | Path | None,
+    archs: Sequence[str] = ARCHS,
+) -> None:
+    """Refuse what a framework's ``build``, which has these networks, cannot make."""
+    if arch not in archs:
+        raise ValueError(f"arch must be one of {', '.join(archs)}, got {arch!r}")
     if head not in ("linear", "cosine"):
         raise ValueError(f"head must be linear or cosine, got {head!r}")
     if pretrained and arch == "small":
-        raise ValueError(f"pretrained weights exist for {', '.join(ARCHS[1:])}, got small")
+        raise ValueError(f"pretrained weights exist for {', '.join(archs[1:])}, got small")
     if pretrained and weights is not None:
         raise ValueError(f"pretrained and weights exclude each other, got weights {weights}")
     if weights is not None and not Path(weights).is_file():

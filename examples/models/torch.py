@@ -1,12 +1,13 @@
-"""The PyTorch models: a small CNN and torchvision's, their last layer made for other classes."""
+"""The PyTorch models: a small CNN and libraries' networks, their last layer for other classes."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from examples.models import efficientnet_lite
 from examples.models.common import HEADS, WIDTHS, check, fitting, starting_weights
-from examples.training.settings import MEAN, STD
+from examples.training.settings import MEAN, STD, TORCH_ARCHS
 from lmf_multi._extras import require
 from lmf_multi.torch import CosineLinear
 
@@ -22,22 +23,25 @@ def build(
     """A network on the CPU: float (N, 3, H, W), as `normalize` makes it, to logits (N, C).
 
     Args:
-        arch: one of ``settings.ARCHS``.
+        arch: one of ``settings.TORCH_ARCHS``.
         num_classes: C.
         head: ``linear``, or ``cosine`` for `lmf_multi.torch.CosineLinear`.
-        pretrained: start from torchvision's ImageNet weights, with a new head.
+        pretrained: start from ImageNet's weights, with a new head.
         weights: start from a file: a state dict, or a checkpoint that holds one as ``model``. Its
             head is taken if it is of the same kind and size.
 
     Raises:
         ConnectionError: the ImageNet weights cannot be downloaded.
         FileNotFoundError: ``weights`` is no file.
-        ModuleNotFoundError: torchvision is absent.
+        ModuleNotFoundError: torchvision or timm is absent.
         ValueError: a value that is none of those above, or a file of another network.
     """
-    check(arch, head, pretrained, weights)
-    state_dict = starting_weights(arch, pretrained, weights)
-    model = small(num_classes) if arch == "small" else torchvision_model(arch, num_classes)
+    check(arch, head, pretrained, weights, TORCH_ARCHS)
+    if pretrained and arch == "efficientnet_lite0":
+        state_dict = efficientnet_lite.imagenet_weights()
+    else:
+        state_dict = starting_weights(arch, pretrained, weights)
+    model = network(arch, num_classes)
     if head == "cosine":
         parent, _, name = HEADS[arch].rpartition(".")
         in_features = model.get_submodule(HEADS[arch]).in_features
@@ -46,6 +50,15 @@ def build(
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         model.load_state_dict(fitting(state_dict, shapes, HEADS[arch]), strict=False)
     return model
+
+
+def network(arch: str, num_classes: int) -> nn.Module:
+    """With random weights and a linear head."""
+    if arch == "small":
+        return small(num_classes)
+    if arch == "efficientnet_lite0":
+        return efficientnet_lite.build(num_classes)
+    return torchvision_model(arch, num_classes)
 
 
 def small(num_classes: int) -> nn.Sequential:

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from examples.study.comparisons import by_kind
 from examples.study.gradcam_networks import Network, load
-from examples.study.picture import Picture, grid
+from examples.study.picture import Picture, grid, in_lines
 from examples.study.planning import Study, Training
-from examples.study.tables import by_kind
 from examples.training.run import load_data
 
 IMAGES = 8  # at most, of as many classes
@@ -35,13 +35,16 @@ def pictures(study: Study) -> Iterator[Picture]:
 
 
 def picture(study: Study, trainings: Sequence[Training]) -> Picture:
-    """A row an image, the first test image of each class; a column a loss.
+    """A column an image, the first test image of each class; a row a loss.
 
     Raises:
         FileNotFoundError: the data or a checkpoint are not here.
         ModuleNotFoundError: the framework is not here.
         ValueError: the data are not those of the study.
     """
+    for training in trainings:  # before any image is decoded
+        if not (folder := study.out(training) / "checkpoints").exists():
+            raise FileNotFoundError(f"{folder} is not there")
     test = load_data(trainings[0].settings(), visible=False).test
     predictions = [predicted(study, training, test.ids) for training in trainings]
     result = study.result(trainings[0])
@@ -49,23 +52,25 @@ def picture(study: Study, trainings: Sequence[Training]) -> Picture:
     classes = [c for c in np.argsort(-counts, kind="stable") if c in test.labels][:IMAGES]
     rows = np.array([np.flatnonzero(test.labels == c)[0] for c in classes])
     (images, _), *_ = test.batches(rows, len(rows))
-    columns = 1 + len(trainings)
-    figure, all_axes = grid(columns * len(rows), 1.6, 1.8, columns=columns)
-    show(all_axes[::columns], images, [f"true: {names[c]}" for c in classes])
-    for column, (training, found) in enumerate(zip(trainings, predictions, strict=True), 1):
-        axes = all_axes[column::columns]
+    columns = len(rows)
+    figure, all_axes = grid(columns * (1 + len(trainings)), 1.0, 1.2, columns=columns)
+    show(all_axes[:columns], images, [names[c] for c in classes])
+    beside = {"ha": "right", "va": "center", "fontsize": "small"}
+    for row, (training, found) in enumerate(zip(trainings, predictions, strict=True), 1):
+        axes = all_axes[row * columns : (row + 1) * columns]
         maps = grad_cam(load(study, training, images.shape[1]), images, found[rows])
         lit = images * (0.2 + 0.8 * maps[..., None])
         show(axes, lit.astype(np.uint8), [names[c] for c in found[rows]])
         for ax, heat in zip(axes, maps, strict=True):
             ax.contour(heat, [0.5], colors="black", linewidths=2)
             ax.contour(heat, [0.5], colors="white", linewidths=0.8)
-        axes[0].set_title(f"{training.loss}\n{axes[0].get_title()}", fontsize="small")
+        axes[0].text(-0.1, 0.5, in_lines(training.loss), transform=axes[0].transAxes, **beside)
     kind = trainings[0].kind
     return Picture(
         f"grad-cam-{'-'.join(kind)}",
         f"Grad-CAM of the predicted class, {', '.join(kind)}: bright, and within the line "
-        "of half the map's height, is where the network looked; above each map what it predicted.",
+        "of half the map's height, is where the network looked; above each map what it predicted, "
+        "above the images of the first row what they show.",
         figure,
     )
 
@@ -91,6 +96,6 @@ def grad_cam(network: Network, images: np.ndarray, classes: np.ndarray) -> np.nd
 def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) -> None:
     """Images uint8 (N, S, S, 3), one in each of the axes."""
     for axes, image, title in zip(all_axes, images, titles, strict=True):
-        axes.imshow(image)
-        axes.set_title(title, fontsize="small")
+        axes.imshow(image, interpolation="none")  # a page gets the pixels, not what a screen would
+        axes.set_title(title, fontsize="x-small")
         axes.set_axis_off()

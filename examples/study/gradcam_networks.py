@@ -26,6 +26,7 @@ LAYERS = {
     "resnet50": ("layer4", "layer3", "layer2", "layer1"),
     "efficientnet_v2_s": ("features.7", "features.5", "features.3", "features.2"),
     "densenet121": ("features", "features.denseblock3", "features.denseblock2"),
+    "efficientnet_lite0": ("blocks.6", "blocks.4", "blocks.2", "blocks.1"),
 }
 
 

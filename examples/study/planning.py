@@ -2,29 +2,36 @@
 
 ``DIR/study.json`` holds the plan, ``DIR/runs/NAME`` what a training leaves behind: each has its own
 folder, since several processes and machines write at once. ``DIR/results.jsonl`` gathers the
-results, a line a training: with the plan it is all that tables are made of.
+results, a line a training, and ``DIR/predicted.npz`` the predicted classes: with the plan they are
+all that tables are made of.
 
 A loss may carry options, each a trainer's flag: ``lmf:scale=5``, ``lmf:head=cosine:drw=20``.
 """
 
 import argparse
 import csv
+import io
 import json
 import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from examples.training.checkpoints import write_atomically
 from examples.training.run import one_sentence, refuse_other_settings
 from examples.training.settings import Settings, parse
+from lmf_multi import adjust_logits
 
 FRAMEWORKS = ("torch", "flax", "keras")
-GATHERED = "results.jsonl"
+GATHERED, PREDICTED = "results.jsonl", "predicted.npz"
+ROWS = ("labels", "argmax", "τ tuned")  # of each training in the latter, the last where it is known
 Kind = tuple[str, str, str]  # data, architecture, framework
 
 
@@ -51,12 +58,18 @@ class Training:
 
     def settings(self) -> Settings:
         """What the arguments say; bad ones end the program with the trainer's own sentence."""
-        return parse(self.framework, self.arguments, "")
+        return parsed(self.framework, self.arguments)
 
     def decides(self) -> dict[str, Any]:
         """What decides the numbers, as far as it is known before the data are read."""
         settings = self.settings()
         return settings.trained_alike() | {"image_size": settings.image_size}
+
+
+@cache  # tables and figures ask often
+def parsed(framework: str, arguments: tuple[str, ...]) -> Settings:
+    """What a trainer makes of its arguments."""
+    return parse(framework, arguments, "")
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,27 @@ class Study:
             names, *rows = csv.reader(stream)
         columns = zip(*(map(number, row) for row in rows), strict=True)
         return dict(zip(names, map(list, columns), strict=True))
+
+    def answers(self, training: Training) -> dict[str, np.ndarray]:
+        """Of the test images, int (N,) each: the labels, and the predicted classes by rule."""
+        result, file = self.result(training), self.out(training) / "predictions.npz"
+        if result and file.exists():
+            with np.load(file) as kept:
+                labels, logits = kept["labels"], kept["logits"]
+            rows = [labels, logits.argmax(1)]
+            if "tuned" in result:
+                counts, tau = result["data"]["class_counts"], result["tuned"]["tau"]
+                rows.append(adjust_logits(logits, counts, tau).argmax(1))
+            return dict(zip(ROWS, rows, strict=False))
+        return dict(zip(ROWS, self._predicted.get(training.name, ()), strict=False))
+
+    @cached_property  # an archive of a thousand arrays takes its time to open
+    def _predicted(self) -> dict[str, np.ndarray]:
+        file = self.folder / PREDICTED
+        if not file.exists():
+            return {}
+        with np.load(file) as gathered:
+            return {name: rows.astype(np.int64) for name, rows in gathered.items()}
 
     def _left(self, training: Training, name: str) -> Any:
         file = self.out(training) / f"{name}.json"
@@ -243,7 +277,10 @@ def number(text: str) -> float:
 
 
 def gather(study: Study) -> None:
-    """``results.jsonl``: result, seconds and history of each training that has a result."""
+    """``results.jsonl``: result, seconds and history of each training that has a result.
+
+    And ``predicted.npz``, where predictions are kept: an array a training, as ``ROWS`` has it.
+    """
     lines = (
         {
             "name": training.name,
@@ -255,3 +292,9 @@ def gather(study: Study) -> None:
     )
     content = "".join(f"{json.dumps(line)}\n" for line in lines)
     write_atomically(study.folder / GATHERED, content.encode())
+    answers = {training.name: study.answers(training) for training in study.results()}
+    if any(answers.values()):
+        stream = io.BytesIO()
+        arrays = {name: np.stack(list(rows.values())) for name, rows in answers.items() if rows}
+        np.savez_compressed(stream, **{k: v.astype(np.uint16) for k, v in arrays.items()})
+        write_atomically(study.folder / PREDICTED, stream.getvalue())

@@ -8,13 +8,12 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     ConfusionMatrixDisplay,
-    average_precision_score,
     precision_recall_curve,
 )
 
-from examples.study.picture import Picture, grid, line_styles
+from examples.study.comparisons import by_kind
+from examples.study.picture import COLOURS, INK, WIDTH, Picture, grid, in_lines, line_styles
 from examples.study.planning import Kind, Study, Training
-from examples.study.tables import by_kind
 
 BINS = 10  # of confidence
 SOFTMAX = (
@@ -54,7 +53,7 @@ def confusion(
     kind: Kind, losses: dict[str, dict[int, dict[str, Any]]], names: list[str]
 ) -> Picture:
     """Axes a loss: the share of each true class, by predicted class."""
-    size = max(3.0, 0.5 * len(names))
+    size = min(WIDTH, max(2.6, 0.38 * len(names)))
     figure, all_axes = grid(len(losses), size, size + 0.5)
     figure.set_layout_engine("compressed")  # of axes that are square
     for axes, (loss, seeds) in zip(all_axes, losses.items(), strict=True):
@@ -69,9 +68,9 @@ def confusion(
             im_kw={"vmin": 0, "vmax": 100},  # the same shades for every loss
         )
         for number, share in zip(display.text_.flat, shares.flat, strict=True):
-            number.set_color("white" if share > 0.5 else "black")
+            number.set(color="#ffffff" if share > 0.5 else "#000000", fontsize="small")
         axes.tick_params("x", rotation=90)
-        axes.set_title(loss)
+        axes.set_title(in_lines(loss))
         axes.set(xlabel="predicted", ylabel="true")
     return Picture(
         f"confusion-{'-'.join(kind)}",
@@ -86,22 +85,25 @@ def precision_recall(
     names: list[str],
 ) -> Picture:
     """Axes a class, a line a loss."""
-    figure, all_axes = grid(len(names), 5, 3, columns=3, sharex=True, sharey=True)
+    figure, all_axes = grid(len(names), sharex=True, sharey=True)
     for c, axes in enumerate(all_axes):
         for (loss, (labels, probabilities)), style in zip(
             predictions.items(), line_styles(), strict=False
         ):
             precision, recall, _ = precision_recall_curve(labels == c, probabilities[:, c])
-            average = average_precision_score(labels == c, probabilities[:, c])
-            axes.plot(recall, precision, label=f"{loss} {average:.2f}", markevery=0.2, **style)
+            axes.plot(recall, precision, label=loss, markevery=0.2, **style)
         axes.set_title(names[c])
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # beside it
+    longest = max(map(len, predictions))
+    columns = max(1, min(len(predictions), int(8 * WIDTH / (longest + 8))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(predictions) // columns))
+    lines = all_axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper center", ncols=columns, fontsize="small")
     figure.supxlabel("recall")
     figure.supylabel("precision")
     return Picture(
         f"precision-recall-{'-'.join(kind)}",
-        f"Precision and recall of each class, {', '.join(kind)}, with average precision; the "
-        f"test predictions of all seeds together. {SOFTMAX}",
+        f"Precision and recall of each class, {', '.join(kind)}, the test predictions of all seeds "
+        f"together. {SOFTMAX}",
         figure,
     )
 
@@ -112,9 +114,9 @@ def reliability(kind: Kind, predictions: dict[str, tuple[np.ndarray, np.ndarray]
     for axes, (loss, (labels, probabilities)) in zip(all_axes, predictions.items(), strict=True):
         right = probabilities.argmax(1) == labels
         shares, confidences = calibration_curve(right, probabilities.max(1), n_bins=BINS)
-        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--")
-        axes.plot(confidences, shares, color="black", marker="o")
-        axes.set_title(loss)
+        axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=0.8)
+        axes.plot(confidences, shares, color=COLOURS[0], marker="o")
+        axes.set_title(in_lines(loss), fontsize="medium")
     figure.supxlabel("predicted probability of the predicted class")
     figure.supylabel("share that is right")
     return Picture(

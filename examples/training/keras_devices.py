@@ -31,6 +31,11 @@ def shared(batch_size: int) -> AbstractContextManager[Any]:
     return scope
 
 
+def shared_with(model: keras.Model) -> AbstractContextManager[Any]:
+    """Have what is made inside take part where a model does."""
+    return model.distribute_strategy.scope() if BACKEND == "tensorflow" else nullcontext()
+
+
 def tensorflow_strategy() -> Any:
     """The ``tf.distribute.Strategy`` of what is there."""
     import tensorflow as tf

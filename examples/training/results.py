@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import binned_statistic
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
+    roc_auc_score,
 )
 
 from examples.training.checkpoints import write_atomically
+from lmf_multi import adjust_logits, tune_adjustment
+
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al., arXiv 1706.04599
 
 PACKAGES = {
     "torch": ("torch", "torchvision"),
@@ -40,8 +47,14 @@ def macro_f1(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
-    """All scores of a split, as scikit-learn defines them: labels int (N,), logits (N, C)."""
+    """All scores of a split, as scikit-learn defines them: labels int (N,), logits (N, C).
+
+    ``recall`` is sensitivity. The area under the ROC curve and the average precision are means over
+    the classes that the split has, each against the rest; None where it has but one.
+    """
     predicted, classes = logits.argmax(1), range(logits.shape[1])
+    p = softmax(np.asarray(logits, np.float64), axis=1)
+    ranked = [c for c in np.unique(labels) if np.any(labels != c)]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
@@ -49,6 +62,9 @@ def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
         "macro_f1": macro_f1(labels, logits),
         "balanced_accuracy": float(recall[support > 0].mean()),
         "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_auroc": mean([roc_auc_score(labels == c, p[:, c]) for c in ranked]),
+        "average_precision": mean([average_precision_score(labels == c, p[:, c]) for c in ranked]),
+        "calibration_error": calibration_error(labels, p),
         "f1": f1.tolist(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
@@ -56,10 +72,53 @@ def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: Path, ids: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
-    """An .npz of ids str (N,), labels int64 (N,), logits float32 (N, C)."""
+def mean(values: Sequence[float]) -> float | None:
+    """None of none."""
+    return float(np.mean(values)) if values else None
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """How far confidence is from the share that is right, on average: (N,), (N, C)."""
+    confidence = probabilities.max(1)
+    surplus = confidence - (probabilities.argmax(1) == labels)
+    bins = binned_statistic(confidence, surplus, "sum", CALIBRATION_BINS, (0, 1))
+    return float(np.abs(bins.statistic).sum() / len(labels))
+
+
+def tuned(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    *,
+    val_labels: np.ndarray,
+    val_logits: np.ndarray,
+    class_counts: np.ndarray,
+) -> dict[str, Any]:
+    """τ of the best validation macro-F1, and the scores of the logits less τ log π.
+
+    Args:
+        labels, logits: int (N,) and (N, C), of the split that is scored.
+        val_labels, val_logits: (M,) and (M, C), of the same model on the validation images.
+        class_counts: training images of each class (C,), whose shares are π.
+    """
+    tau = float(tune_adjustment(val_logits, val_labels, class_counts))
+    return {"tau": tau, "test": scores(labels, adjust_logits(logits, class_counts, tau))}
+
+
+def write_predictions(
+    path: Path,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    *,
+    val_labels: np.ndarray | None = None,
+    val_logits: np.ndarray | None = None,
+) -> None:
+    """An .npz of ids str (N,), labels int64 (N,), logits float32 (N, C), and of validation's."""
+    arrays = {"ids": ids, "labels": labels, "logits": logits.astype(np.float32)}
+    if val_logits is not None:
+        arrays |= {"val_labels": val_labels, "val_logits": val_logits.astype(np.float32)}
     stream = io.BytesIO()
-    np.savez(stream, ids=ids, labels=labels, logits=logits.astype(np.float32))
+    np.savez(stream, **arrays)
     write_atomically(path, stream.getvalue())
 
 

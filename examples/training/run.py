@@ -110,6 +110,24 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
+def epoch_order(
+    labels: np.ndarray, size: int, *, sampler: str, seed: int, epoch: int
+) -> np.ndarray:
+    """Which examples an epoch is trained on, in order: int64 (size,), of seed and epoch alone.
+
+    Args:
+        labels: int (N,), of all training examples; every class from 0 to the largest has one.
+        size: at most N where they are shuffled.
+        sampler: ``shuffle``, or ``balanced``: with replacement, each class equally likely.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if sampler == "shuffle":
+        return rng.permutation(len(labels))[:size]
+    by_class, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    classes = rng.integers(len(counts), size=size)
+    return by_class[(np.cumsum(counts) - counts)[classes] + rng.integers(counts[classes])]
+
+
 class Processes(NamedTuple):
     """This process among those that train together.
 
@@ -152,6 +170,7 @@ class Run:
         self.loss_sum, self.seconds = 0.0, 0.0  # of the epoch that is under way
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_f1 = 0, -math.inf
+        self.head_alone = False  # whether the steps train crt's head, and nothing else
         self.stopping = False  # for good: set where all processes agree
         self._asked_to_stop = False
         self._pending: list[Any] = []
@@ -175,7 +194,7 @@ class Run:
         with one_sentence():
             settings.out.mkdir(parents=True, exist_ok=True)
         self._display = Display(
-            settings.out / "tensorboard", settings.epochs, self.steps, done, self.rank == 0
+            settings.out / "tensorboard", settings.all_epochs, self.steps, done, self.rank == 0
         )
         self._handlers = {
             number: signal.signal(number, self._ask_to_stop)
@@ -193,14 +212,30 @@ class Run:
 
     # --- an epoch
 
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are."""
+        return self.epoch == self.settings.all_epochs
+
+    def head_is_next(self) -> bool:
+        """Whether all that is left to train is crt's head, which is not begun yet."""
+        return self.epoch == self.settings.epochs and not (self.done or self.head_alone)
+
+    def begin_head(self) -> Path:
+        """The checkpoint whose features crt keeps; from here on the best epoch is the head's."""
+        folder = self.checkpoints.of_epoch(self.best_epoch)
+        self.head_alone, self.best_epoch, self.best_f1 = True, 0, -math.inf
+        return folder
+
     def train_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's share of what is left of the epoch: uint8 (b, S, S, 3), int64 (b,).
 
-        Ends early when the run is asked to stop. The order depends on seed and epoch alone.
+        Ends early when the run is asked to stop.
         """
-        batch = self.settings.batch_size
-        rng = np.random.default_rng([self.settings.seed, self.epoch])
-        order = rng.permutation(len(self.dataset.train))[: self.steps * batch]
+        batch, size = self.settings.batch_size, self.steps * self.settings.batch_size
+        sampler = "balanced" if self.head_alone else self.settings.sampler
+        about = {"sampler": sampler, "seed": self.settings.seed, "epoch": self.epoch}
+        order = epoch_order(self.dataset.train.labels, size, **about)
         mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
         self._clock = time.perf_counter()
         for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
@@ -264,6 +299,7 @@ class Run:
         if self.rank:
             return
         names = ("epoch", "step", "loss_sum", "seconds", "history", "best_epoch", "best_f1")
+        names += ("head_alone",)
         state = {name: getattr(self, name) for name in names}
         self.checkpoints.save(state | {"decides": self._decides()}, write)
         if self.history:
@@ -279,14 +315,22 @@ class Run:
         return STOPPED
 
     def finish(
-        self, test_logits: np.ndarray, device: str, peak_device_memory: int | None = None
+        self,
+        test_logits: np.ndarray,
+        val_logits: np.ndarray,
+        device: str,
+        peak_device_memory: int | None = None,
     ) -> None:
-        """Write ``predictions.npz`` and ``result.json``: test logits of the best epoch's model."""
+        """Write ``predictions.npz`` and ``result.json``, of logits of the best epoch's model."""
         if self.rank:
             return
-        out, test = self.settings.out, self.dataset.test
-        results.write_predictions(out / "predictions.npz", test.ids, test.labels, test_logits)
+        out, test, val = self.settings.out, self.dataset.test, self.dataset.val
+        kept = {"val_labels": val.labels, "val_logits": val_logits}
+        file = out / "predictions.npz"
+        results.write_predictions(file, test.ids, test.labels, test_logits, **kept)
         found = results.scores(test.labels, test_logits)
+        counts = self.dataset.class_counts
+        tuned = results.tuned(test.labels, test_logits, class_counts=counts, **kept)
         speeds = [row["images_per_second"] for row in self.history]
         results.write_json(
             out / "result.json",
@@ -294,6 +338,7 @@ class Run:
             | {
                 "best_validation": {"macro_f1": self.best_f1, "epoch": self.best_epoch},
                 "test": found,
+                "tuned": tuned,
                 "measured": {
                     "images_per_second": float(np.median(speeds)),
                     "peak_memory_bytes": peak_device_memory or peak_host_memory(),
@@ -306,7 +351,8 @@ class Run:
         self._display.say(
             f"Test macro-F1 {found['macro_f1']:.4f}, balanced accuracy "
             f"{found['balanced_accuracy']:.4f}, accuracy {found['accuracy']:.4f} with the model "
-            f"of epoch {self.best_epoch}; all of it in {out / 'result.json'}"
+            f"of epoch {self.best_epoch}; macro-F1 {tuned['test']['macro_f1']:.4f} with "
+            f"τ = {tuned['tau']:.2f}, tuned on validation; all of it in {out / 'result.json'}"
         )
 
     # --- inside
@@ -351,7 +397,7 @@ class Run:
 
     def _reached(self) -> str:
         step = f", step {self.step} of {self.steps}" if self.step else ""
-        return f"epoch {self.epoch} of {self.settings.epochs}{step}"
+        return f"epoch {self.epoch} of {self.settings.all_epochs}{step}"
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         # torchrun passes on what the terminal has sent to its processes already

@@ -15,6 +15,7 @@ from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
 ARCHS = ("small", "resnet50", "efficientnet_v2_s", "densenet121")
+TORCH_ARCHS = (*ARCHS, "efficientnet_lite0")  # which PyTorch has
 # of red, green and blue on [0, 1]: ImageNet's, for which pretrained weights were made
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,10 +25,29 @@ PUBLISHED = {field.name: field.default for field in fields(LMFSpec) if field.nam
 LOSSES: dict[str, dict[str, Any]] = {
     "ce": {},
     "bwcce": {"class_weight": "complement"},
-    "focal": {"gamma": 1.5, "max_margin": 0.5, "class_weight": "margin", "label_smoothing": 0.0},
-    "ldam": {"max_margin": 0.5, "scale": 30.0, "class_weight": "margin", "label_smoothing": 0.0},
+    "focal": {
+        "gamma": 1.5,
+        "max_margin": 0.5,
+        "class_weight": "margin",
+        "label_smoothing": 0.0,
+        "logit_adjustment": 0.0,
+    },
+    "ldam": {
+        "max_margin": 0.5,
+        "scale": 30.0,
+        "class_weight": "margin",
+        "label_smoothing": 0.0,
+        "logit_adjustment": 0.0,
+    },
     "lmf": PUBLISHED,
+    # cross-entropy of adjusted logits (Menon et al., arXiv 2007.07314)
+    "la": {"logit_adjustment": 1.0},
+    # cross-entropy, then the head anew with balanced batches (Kang et al., arXiv 1910.09217)
+    "crt": {},
 }
+DEFERRABLE = ("focal", "ldam", "lmf")  # whose class weights --drw can defer
+HEAD_SHARE = 1 / 9  # of crt's epochs, in which the head is trained: there, 10 after 90
+SAMPLERS = ("shuffle", "balanced")
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
 
 
@@ -49,7 +69,9 @@ class Settings:
     loss: str
     loss_options: dict[str, Any]  # the loss's arguments beside the class counts
     drw: int | None
+    sampler: str
     epochs: int
+    head_epochs: int  # after the others, crt's alone
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -65,15 +87,26 @@ class Settings:
     distributed: bool = False
     aot: str | None = None
 
+    @property
+    def all_epochs(self) -> int:
+        """Those of the whole network, and then of the head alone."""
+        return self.epochs + self.head_epochs
+
     def learning_rate_at(self, epoch: int) -> float:
-        """The step decay: a factor every few epochs, counted from 0."""
+        """The step decay: a factor every few epochs, counted from 0, and anew for the head."""
+        epoch -= self.epochs if epoch >= self.epochs else 0
         return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
 
     def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
-        """The loss's arguments, counts (C,) too; focal takes them with a named scheme alone."""
-        named = isinstance(self.loss_options.get("class_weight"), str)
-        counts = None if self.loss == "focal" and not named else class_counts
-        return {"class_counts": counts, **self.loss_options}
+        """The loss's arguments, counts (C,) too; focal takes them where they have an effect."""
+        options = self.loss_options
+        if self.loss == "la":
+            options = {"alpha": 0.0, "gamma": 0.0, "class_weight": None, **options}
+        unused = not (isinstance(options["class_weight"], str) or options["logit_adjustment"])
+        return {
+            "class_counts": None if self.loss == "focal" and unused else class_counts,
+            **options,
+        }
 
     def network_options(self) -> dict[str, Any]:
         """What every framework's networks are built with, beside their sizes."""
@@ -84,8 +117,10 @@ class Settings:
 
         The data are told by what they hold at which size, not by where they are.
         """
-        free = ("data", "image_size", "workers", "epochs", "out", "resume")
-        free += ("device", "compile", "distributed", "aot")
+        free = ["data", "image_size", "workers", "out", "resume"]
+        free += ["device", "compile", "distributed", "aot"]
+        if not self.head_epochs:  # which follow on a number of others
+            free.append("epochs")
         values = {k: v for k, v in asdict(self).items() if k not in free}
         return json.loads(json.dumps(values))
 
@@ -109,20 +144,32 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
 
     add = parser.add_argument_group("model").add_argument
-    add("--arch", choices=ARCHS, default="small")
+    add("--arch", choices=TORCH_ARCHS, default="small")
     add("--head", choices=("linear", "cosine"), default="linear")
     add("--pretrained", action="store_true", help="start from the library's ImageNet weights")
     add("--weights", metavar="FILE", help="start from these weights")
 
     add = parser.add_argument_group("loss", "the paper's values where not given").add_argument
     add("--loss", choices=LOSSES, default="lmf")
-    for name in ("alpha", "beta", "gamma", "max-margin", "scale", "label-smoothing"):
+    for name in (
+        "alpha",
+        "beta",
+        "gamma",
+        "max-margin",
+        "scale",
+        "label-smoothing",
+        "logit-adjustment",
+    ):
         add(f"--{name}", type=float, metavar="X", help=f"of {losses_with(name)}")
     add("--class-weight", choices=WEIGHTS, help=f"of {losses_with('class-weight')}")
+    add(
+        "--sampler", choices=SAMPLERS, default="shuffle", help="balanced: each class equally likely"
+    )
     add("--drw", type=at_least(0), metavar="EPOCH", help="no class weights before, effective from")
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=at_least(1), default=100)
+    add("--head-epochs", type=at_least(1), metavar="N", help="of crt, then (a ninth of --epochs)")
     add("--batch-size", type=at_least(1), default=32, help="over all devices (32)")
     add("--learning-rate", type=positive, default=1e-4, help="Adam's (1e-4)")
     add("--weight-decay", type=not_negative, default=5e-4, help="as an L2 penalty (5e-4)")
@@ -154,13 +201,23 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
         raise ValueError("--pretrained and --weights exclude each other; give one of them")
     if getattr(args, "aot", None) and (args.resume or args.distributed):
         raise ValueError("--aot only compiles; leave --resume and --distributed out")
+    if framework in ("flax", "keras") and args.arch not in ARCHS:
+        raise ValueError(
+            f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
+        )
     options = loss_options(args)
+    head_epochs = args.head_epochs or 0
+    if args.loss == "crt":
+        head_epochs = head_epochs or max(1, round(HEAD_SHARE * args.epochs))
+    elif head_epochs:
+        raise ValueError(f"--head-epochs belongs to crt, got --loss {args.loss}")
     out = args.out or Path(
         "runs", f"{Path(args.data).stem}-{args.arch}-{args.loss}-{framework}-{args.seed}"
     )
     known = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in vars(args).items() if name in known}
     chosen |= {"framework": framework, "loss_options": options, "out": out}
+    chosen |= {"head_epochs": head_epochs}
     return Settings(**chosen)
 
 
@@ -176,8 +233,8 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{flag} belongs to {losses_with(name)}, got --loss {args.loss}")
         options[name] = None if value == "none" else value
     if args.drw is not None:
-        if args.loss in ("ce", "bwcce"):
-            raise ValueError(f"--drw belongs to focal, ldam, lmf, got --loss {args.loss}")
+        if args.loss not in DEFERRABLE:
+            raise ValueError(f"--drw belongs to {', '.join(DEFERRABLE)}, got --loss {args.loss}")
         if args.class_weight is not None:
             raise ValueError("--drw sets the class weights itself; leave --class-weight out")
         options["class_weight"] = None

@@ -17,15 +17,20 @@ def logits_with(labels, accuracy, rng):
     return logits.astype(np.float32)
 
 
-def write(folder, training, test, logits, labels):
-    """What a trainer leaves behind of one training."""
+def write(folder, training, test, logits=None, labels=None, val_logits=None):
+    """What a trainer leaves behind of one training; without logits what an old one kept in git."""
     out = folder / "runs" / training.name
     out.mkdir(parents=True)
     settings = training.settings()
     about = settings.trained_alike()
     loss = {"name": about.pop("loss"), **about.pop("loss_options"), "drw": about.pop("drw")}
-    ids = np.array([f"test-{i}" for i in range(len(labels))])
-    results.write_predictions(out / "predictions.npz", ids, labels, logits)
+    tuned = {}
+    if logits is not None:
+        (out / "checkpoints").mkdir()
+        ids = np.array([f"test-{i}" for i in range(len(labels))])
+        kept = {"val_labels": labels, "val_logits": val_logits}
+        results.write_predictions(out / "predictions.npz", ids, labels, logits, **kept)
+        tuned = {"tuned": results.tuned(labels, logits, class_counts=COUNTS, **kept)}
     data = {"name": training.data, "image_size": 28, "class_names": NAMES, "class_counts": COUNTS}
     content = {
         "data": data | {"train": 635, "val": 60, "test": TEST},
@@ -34,6 +39,7 @@ def write(folder, training, test, logits, labels):
         **about,
         "best_validation": {"macro_f1": 0.5, "epoch": 2},
         "test": test,
+        **tuned,
         "measured": {"images_per_second": 50.0, "peak_memory_bytes": 2**30},
         "device": "a made-up CPU, 2 cores",
         "versions": {"python": "3.11.7", training.framework: "1.2.3"},
@@ -46,8 +52,8 @@ def made_up(folder, losses, *, seeds=5, data=("digits",), frameworks=("torch",),
     """A finished study.
 
     Args:
-        scores: macro-F1 of each loss, one value a seed; by default they come from logits that
-            find more of the labels the later the loss is listed.
+        scores: macro-F1 of each loss, one value a seed, which have no predictions; by default they
+            come from logits that find more of the labels the later the loss is listed.
     """
     trainings = planning.plan(data, ["small"], frameworks, losses, seeds, ["--epochs", "3"])
     planned = planning.remember(folder, "python -m examples.compare", trainings)
@@ -59,5 +65,8 @@ def made_up(folder, losses, *, seeds=5, data=("digits",), frameworks=("torch",),
         test = results.scores(labels, logits)
         if scores:
             test["macro_f1"] = scores[training.loss][training.seed]
-        write(folder, training, test, logits, labels)
+            write(folder, training, test)
+        else:
+            val_logits = logits_with(labels, 0.4 + 0.1 * place, rng)
+            write(folder, training, test, logits, labels, val_logits)
     return planned

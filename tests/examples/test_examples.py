@@ -1,7 +1,6 @@
 """The demo, run as a user runs it, and what it reads and reports."""
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from examples.training import quiet
-from lmf_multi import LMFSpec
 from tests.frameworks import load
 
 NEEDS = {"torch": ["torch"], "flax": ["jax", "flax", "optax"], "keras": ["keras"]}
@@ -165,109 +163,3 @@ def test_stderr_is_kept_back_until_something_fails(capfd):
         os.write(2, b"the reason")
         raise ImportError
     assert capfd.readouterr().err == "the reason"
-
-
-# --- bench_loss
-
-
-@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
-def test_bench_measures_every_loss_in_turn(framework, tmp_path):
-    for needed in (*NEEDS.get(framework, ["jax", "optax"]), "rich"):
-        load(needed)
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "examples.bench_loss", "--framework", framework]
-    command += ["--quick", "--seconds", "0.1", "--json", str(file)]
-    env = os.environ | {"KERAS_BACKEND": "tensorflow"}  # the one it measures
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())
-    assert {"CPU", "Python", framework} <= set(found["about"])
-    names = ["cross-entropy", "published formula", "ours"]
-    if framework == "torch":
-        names += [f"{name}, compiled" for name in names]
-    for dtype in ("float32", "bfloat16"):
-        rows = [row for row in found["results"] if row["dtype"] == dtype]
-        assert [row["loss"] for row in rows] == names
-        for row in rows:
-            assert row["shape"] == [32, 7]
-            assert row["milliseconds"] > 0 and row["copies"] > 0
-            assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-            # the gradient, at least; XLA inside TensorFlow does not tell
-            assert row["memory"] is None if framework == "keras" else row["memory"] >= 1
-            assert (row["ratio"] == 1) == row["loss"].startswith("cross-entropy")
-            assert f"{row['ratio']:.2f}" in done.stdout
-
-
-@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
-def test_bench_measures_what_there_is_without_the_kernel(framework):
-    """The switch reaches every framework."""
-    for needed in (*NEEDS.get(framework, ["jax", "optax"]), "rich"):
-        load(needed)
-    code = """
-import sys
-from examples import bench_loss
-
-bench_loss.main(sys.argv[1:])
-from lmf_multi import _kernel
-
-print("kernel:", _kernel.library() is not None)
-"""
-    options = ["--framework", framework, "--quick", "--seconds", "0.1"]
-    for more, expected in (
-        ([], "kernel: True"),
-        (["--operations"], "kernel: False"),
-    ):
-        command = [sys.executable, "-c", code, *options, *more]
-        env = os.environ | {"KERAS_BACKEND": "tensorflow"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == expected
-
-
-def test_bench_compiles_for_a_tpu_that_is_not_here(tmp_path):
-    """XLA's own counts, which do not vary: at most 1.5 times cross-entropy's bytes on each chip."""
-    for needed in ("jax", "optax", "rich", "libtpu"):
-        load(needed)
-    file = tmp_path / "programs.json"
-    command = [sys.executable, "-m", "examples.bench_loss", "--framework", "jax"]
-    command += ["--aot", "v5e:2x2", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    programs = {(tuple(p["shape"]), p["loss"]): p for p in json.loads(file.read_text())["programs"]}
-    for rows, C in [(4096, 1000), (65536, 8)]:
-        accessed = {
-            name: programs[(rows, C), name]["bytes_accessed"]
-            for name in ("cross-entropy", "published formula", "ours")
-        }
-        transfers = 2 * 4 * rows * C  # the logits read and their gradient written, at least
-        assert transfers <= accessed["ours"] <= 1.5 * accessed["cross-entropy"]
-        assert accessed["ours"] < accessed["published formula"]
-        assert (
-            programs[(rows, C), "ours"]["temporaries"] < transfers / 2
-        )  # none of the logits' size
-
-
-def test_bench_losses_are_what_they_are_called():
-    """The published formula and ours agree where it is accurate: what is timed is one loss."""
-    torch, bench = load("torch"), load("examples.bench.torch")
-    spec = LMFSpec([100, 10, 1])
-    z, y = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
-    Δ, w = torch.tensor(spec.margins), torch.tensor(spec.weights)
-    published = bench.published_formula(z.double(), y, Δ, w, spec)
-    ours = load("lmf_multi.torch").LMFLoss.from_spec(spec)(z.double(), y)
-    torch.testing.assert_close(ours, published, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--aot", "v5e:2x2"], "--aot needs --framework jax, got torch"),
-        (["--framework", "numpy"], "invalid choice: 'numpy'"),
-    ],
-)
-def test_bench_refuses_what_it_cannot_measure(arguments, sentence, capsys):
-    from examples import bench_loss
-
-    with pytest.raises(SystemExit):
-        bench_loss.parse(arguments)
-    assert sentence in capsys.readouterr().err

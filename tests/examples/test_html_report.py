@@ -21,6 +21,7 @@ from tests.examples.studies import made_up  # noqa: E402
 SCORES = {"ce": [0.5, 0.6, 0.7], "lmf": [0.7, 0.9, 0.8], "lmf:scale=5": [0.1, 0.2, 0.15]}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+FLAGS += "--window-size=800,600 --hide-scrollbars "
 FLAGS += "--disable-background-networking --disable-component-update --enable-logging=stderr"
 
 # Reads the page as a visitor does, and leaves what it saw in the page.
@@ -30,7 +31,9 @@ function column(name) {
   const index = [...scores.tHead.rows[0].cells].findIndex((c) => c.textContent === name);
   return {
     click: () => scores.tHead.rows[0].cells[index].querySelector("button").click(),
-    read: () => [...scores.tBodies[0].rows].map((row) => row.cells[index].textContent),
+    read: () => [...scores.querySelectorAll("tbody tr:not(.kind)")].map(
+      (row) => row.cells[index].textContent
+    ),
   };
 }
 const f1 = column("macro-F1"), loss = column("loss");
@@ -39,9 +42,40 @@ f1.click(); seen.up = f1.read();
 f1.click(); seen.down = f1.read();
 loss.click(); seen.losses = loss.read();
 seen.tables = [...document.querySelectorAll("table")].map((t) => [t.id, t.tBodies[0].rows.length]);
-seen.images = [...document.images].map((i) => [i.alt, i.complete && i.naturalWidth]);
+seen.figures = [...document.querySelectorAll("svg")].map(
+  (f) => [f.ariaLabel, f.getBoundingClientRect().width]
+);
+// folded tables too, which have no width otherwise
+for (const folded of document.querySelectorAll("details")) folded.open = true;
+seen.page = document.documentElement.clientWidth;
+seen.widths = [...document.querySelectorAll("table, svg")].map(
+  (e) => e.getBoundingClientRect().right
+);
+const colour = (e, name) => getComputedStyle(e)[name];
+seen.colours = [colour(document.body, "backgroundColor"), colour(document.body, "color")];
+seen.ink = colour(document.querySelector("svg text, svg use"), "fill");
 document.body.dataset.seen = JSON.stringify(seen);
 </script>"""
+
+
+# Sorts the scores, and leaves what stands in each part of the table.
+SORTER = """<script>
+const table = document.getElementById("scores");
+const index = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "macro-F1");
+table.tHead.rows[0].cells[index].querySelector("button").click();
+const parts = [...table.tBodies].map((body) =>
+  [...body.rows].map((row) => (row.className ? row : row.cells[index]).textContent)
+);
+document.body.dataset.seen = JSON.stringify(parts);
+</script>"""
+FIGURES = [
+    "How much macro-F1 differs from cross-entropy's on a&b",
+    "F1 of each class",
+    "Macro-F1 of each loss on a&b",
+    "Training images of each class of a&b.",
+    "Macro-F1 of LMF over scale",
+    "Confusion matrices",
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +93,26 @@ def folder(tmp_path_factory):
 def test_the_page_says_what_the_tables_say_and_how_to_repeat_it(folder):
     page = (folder / "report.html").read_text()
     assert "<title>Losses compared: a&amp;b</title>" in page
-    chance = "3 seeds, perhaps by chance"
-    assert f"a&amp;b, small, flax: lmf against ce: {chance} (+0.200, 95 % interval +0.1" in page
-    assert f"a&amp;b, small, flax: lmf:scale=5 against ce: {chance} (-0.450, 95 % interval" in page
+    opening = page.index(
+        '<p class="advice">a&amp;b: 3 seeds are too few to say what to train with; '
+    )
+    assert "is lmf&#x27;s, macro-F1 +0.200 (+0.1" in page
+    assert page.count("<p ") > 1 and opening == page.index("<p ")  # it opens with it
+    assert "lmf:<wbr>scale=<wbr>5" in page
     assert "<strong>Missing: 1 of 10 trainings</strong>" in page
     assert "<pre>python -m examples.compare\na second command</pre>" in page
     assert "Hardware: a made-up CPU, 2 cores<" in page
     assert "Versions: flax 1.2.3; python 3.11.7<" in page
     assert "0.188" in page  # hours: nine trainings of 75 s
     assert (folder / "tables.md").exists()
-    assert len(list((folder / "figures").glob("*.png"))) == 6
+    assert len(list((folder / "figures").glob("*.png"))) == len(FIGURES)
 
 
 def test_the_page_needs_no_other_file(folder):
     page = (folder / "report.html").read_text()
-    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,)[^"]*"', page) == []
-    assert "http" not in page and "@import" not in page and "url(" not in page
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,|#)[^"]*"', page) == []
+    assert "http" not in page and "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
 
 
 def test_a_study_without_results_is_one_sentence(tmp_path):
@@ -94,7 +132,7 @@ def test_doctests():
 # --- in headless Chromium
 
 
-def visit(tmp_path, page):
+def visit(tmp_path, page, scheme="light"):
     """The page's own text after its scripts have run, and what its console says."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
@@ -103,6 +141,7 @@ def visit(tmp_path, page):
     file = tmp_path / "page.html"
     file.write_text(page)
     command = [browser, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command += [f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"]
     done = subprocess.run(
         [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
@@ -121,15 +160,53 @@ def test_tables_sort_and_pictures_show_in_a_browser(folder, tmp_path):
     assert seen["down"] == seen["up"][::-1]
     assert seen["losses"] == ["ce", "lmf", "lmf:scale=5"]
     assert seen["tables"] == [
-        ["scores", 3],
-        ["per-class-a&b", 3],
         ["against-ce", 2],
+        ["against-ce-balanced-accuracy", 2],
+        ["scores", 3],
+        ["per-class-a&b", 9],
         ["costs", 1],
         ["missing", 1],
     ]
-    assert len(seen["images"]) == 6
-    for alt, width in seen["images"]:
-        assert alt and width >= 300
+    assert [label.split(",")[0].split(":")[0] for label, _ in seen["figures"]] == FIGURES
+    for _, width in seen["figures"]:
+        assert width >= 300
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The page of a study with predictions, two kinds, and losses with long names."""
+    folder = tmp_path_factory.mktemp("tuned")
+    losses = ["ce", "bwcce", "ce:sampler=balanced", "lmf:scale=5:head=cosine:logit-adjustment=1"]
+    made_up(folder, losses, seeds=5, frameworks=["flax", "torch"])
+    assert html_report.main([str(folder)]) == 0
+    return (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_800_pixels_and_is_legible_in_both_schemes(tuned, scheme, tmp_path):
+    page = tuned.replace("</body>", f"{VISITOR}</body>")
+    dom, console = visit(tmp_path, page, scheme)
+    assert console == []
+    seen = json.loads(re.search(r'data-seen="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    assert seen["page"] == 800 and len(seen["widths"]) > 15
+    assert max(seen["widths"]) <= 800
+    ground, text = (sum(map(int, re.findall(r"\d+", c)[:3])) / 765 for c in seen["colours"])
+    assert (ground > 0.9 and text < 0.2) if scheme == "light" else (ground < 0.1 and text > 0.8)
+    assert seen["ink"] == seen["colours"][1]
+
+
+def test_rows_are_sorted_within_their_kind(tuned, tmp_path):
+    dom, _ = visit(tmp_path, tuned.replace("</body>", f"{SORTER}</body>"))
+    kinds = json.loads(re.search(r'data-seen="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    assert [rows[0] for rows in kinds] == ["digits, small, flax", "digits, small, torch"]
+    for _, *values in kinds:
+        assert len(values) == 4 and values == sorted(values)
+
+
+def test_the_page_needs_no_script(tuned, tmp_path):
+    without = re.sub(r"<script>.*?</script>", "", tuned, flags=re.S)
+    dom, console = visit(tmp_path, without)
+    assert console == [] and dom.count("<table") == tuned.count("<table")
 
 
 def test_an_error_in_the_page_would_be_seen(folder, tmp_path):

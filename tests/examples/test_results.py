@@ -12,7 +12,7 @@ from tests.frameworks import load
 for package in ("scipy", "sklearn", "rich", "tensorboard"):
     load(package)
 
-from examples.study import planning, tables  # noqa: E402
+from examples.study import comparisons, planning, tables  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +20,7 @@ SECTION = README.partition("\n## Results")[2].partition("\n## ")[0]
 PROSE = " ".join(SECTION.split())
 HAM10000 = planning.read(ROOT / "examples" / "study" / "ham10000")
 RESULTS = HAM10000.results()
+COMPARED = comparisons.against_baseline(HAM10000, RESULTS)
 LOSSES = list(dict.fromkeys(training.loss for training in RESULTS))
 
 
@@ -42,7 +43,10 @@ def in_words(gain, low, high):
 def change(loss, base, name="macro_f1"):
     """What a score of the test images differs by, its interval in words, and the verdict."""
     gains = of(loss, lambda r: r["test"][name]) - of(base, lambda r: r["test"][name])
-    return in_words(gains.mean(), *tables.interval(gains)), tables.verdict(gains)
+    low, high = comparisons.interval(gains)
+    about = (("ham10000", "small", "torch"), loss, comparisons.ARGMAX, len(gains))
+    found = comparisons.Difference(*about, gains.mean(), low, high, comparisons.SEEDS, None)
+    return in_words(gains.mean(), low, high), found.verdict
 
 
 def validation(loss, first, last):
@@ -57,14 +61,14 @@ def validation(loss, first, last):
 def test_the_table():
     rarest = np.argmin(next(iter(RESULTS.values()))["data"]["class_counts"])
     scores = {row[3]: row[5:8] for row in tables.scores(RESULTS).rows}
-    differences = {row[3]: row[5:] for row in tables.against_baseline(RESULTS).rows}
+    differences = {each.loss: each for each in COMPARED}
     lines = []
     for loss in LOSSES:
         rare = tuple(of(loss, lambda result: result["test"]["f1"][rarest]))
         cells = [f"`{flags(loss)}`", *map(tables.text, (*scores[loss], rare))]
         if loss in differences:
-            *difference, p, verdict = differences[loss]
-            cells += [in_words(*difference), f"{p:.3f}", verdict]
+            cells += [str(differences[loss]), f"{differences[loss].p:.3f}"]
+            cells.append(differences[loss].verdict)
         else:
             cells += ["–"] * 3
         lines.append(f"| {' | '.join(cells)} |")
@@ -84,11 +88,17 @@ def test_every_planned_training_is_there_with_the_command_that_made_it():
     ]
 
 
-def test_the_stored_table_is_what_a_study_gathers(tmp_path):
-    planning.gather(replace(HAM10000, folder=tmp_path))
-    stored, gathered = (folder / "results.jsonl" for folder in (HAM10000.folder, tmp_path))
+STORED = [
+    planning.read(file.parent) for file in sorted(HAM10000.folder.parent.glob("*/study.json"))
+]
+
+
+@pytest.mark.parametrize("study", STORED, ids=lambda study: study.folder.name)
+def test_a_stored_table_is_whole_and_what_a_study_gathers(study, tmp_path):
+    planning.gather(replace(study, folder=tmp_path))
+    stored, gathered = (folder / "results.jsonl" for folder in (study.folder, tmp_path))
     assert stored.read_bytes() == gathered.read_bytes()
-    assert len(stored.read_text().splitlines()) == len(HAM10000.trainings)
+    assert len(stored.read_text().splitlines()) == len(study.trainings)
 
 
 def test_what_they_took():
@@ -103,10 +113,8 @@ def test_how_sure_they_are():
     support = [sum(row) for row in next(iter(RESULTS.values()))["test"]["confusion_matrix"]]
     assert f"{data['train']:,} images to train, {data['val']} to choose the epoch" in PROSE
     assert f"{data['test']:,} to test, {min(support)} of which show the rarest class" in PROSE
-    seeds = len(of("ce", tables.macro_f1))
-    held = re.search(
-        rf"(\d+ %) of {seeds}", tables.against_baseline(RESULTS).note.split("2 seeds")[1]
-    )
+    seeds = len(of("ce", comparisons.macro_f1))
+    held = re.search(rf"(\d+ %) of {seeds}", tables.DIFFERENCES_NOTE.split("2 seeds")[1])
     sentence = f"an interval of {seeds} seeds holds the true mean in about {held[1]} of studies"
     assert sentence in PROSE, sentence
 
@@ -128,8 +136,7 @@ def test_what_is_said_of_other_differences(sentence, loss, base, score, verdict)
 
 
 def test_p_values_after_correction():
-    p = [row[8] for row in tables.against_baseline(RESULTS).rows]
-    smallest = f"{min(p) * len(p):.2f}"  # the first step of Holm's is Bonferroni's
+    smallest = f"{min(each.holm for each in COMPARED):.2f}"
     assert f"the smallest p is {smallest};" in PROSE, smallest
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import doctest
+import json
 import re
 import shutil
 
@@ -15,6 +16,7 @@ for package in ("PIL", "sklearn", "rich", "tensorboard"):
     load(package)
 
 from examples.study import planning, tables  # noqa: E402
+from examples.study.comparisons import ALONE, ARGMAX, TUNED, interval, scored  # noqa: E402
 from examples.training.results import write_history  # noqa: E402
 from tests.examples.studies import made_up  # noqa: E402
 
@@ -52,22 +54,60 @@ def test_scores_are_means_and_sample_deviations(tmp_path, capsys):
     assert capsys.readouterr().out == (tmp_path / "tables.md").read_text()
 
 
-def test_f1_of_each_class_comes_with_its_images_the_commonest_first(tmp_path):
+def test_scores_of_each_class_come_with_its_images_the_commonest_first(tmp_path):
     planned = made_up(tmp_path, ["ce", "lmf"], seeds=2, data=["a.npz", "b.npz"])
     tables.write(planned, tables.tables(planned))
+    names = {"F1": "f1", "sensitivity": "recall", "precision": "precision"}
     for data in ("a", "b"):
         found = rows(tmp_path, f"per-class-{data}")
-        classes = ["mole (600)", "vein (30)", "wart (5)"]
-        assert [name for name in found[0] if name.endswith(")")] == classes
+        shown = [(row["class"], row["images"], row["loss"]) for row in found]
+        classes = [("mole", "600"), ("vein", "30"), ("wart", "5")]
+        assert shown == [(*each, loss) for each in classes for loss in ("ce", "lmf")]
         for row in found:
-            f1 = [
-                result["test"]["f1"]
-                for t, result in planned.results().items()
-                if (t.data, t.loss) == (data, row["loss"])
+            label = ("vein", "mole", "wart").index(row["class"])
+            mine = [
+                r for t, r in planned.results().items() if (t.data, t.loss) == (data, row["loss"])
             ]
-            assert len(f1) == 2
-            shown = [float(row[name]) for name in classes]
-            np.testing.assert_allclose(shown, np.mean(f1, 0)[[1, 0, 2]], rtol=1e-12)
+            assert len(mine) == 2
+            for name, score in names.items():
+                for rule, tests in [
+                    ("", [r["test"] for r in mine]),
+                    (", τ tuned", [r["tuned"]["test"] for r in mine]),
+                ]:
+                    expected = np.mean([test[score][label] for test in tests])
+                    np.testing.assert_allclose(float(row[name + rule]), expected, rtol=1e-12)
+
+
+def test_every_row_is_reported_with_argmax_and_with_tau_tuned(tmp_path):
+    planned = made_up(tmp_path, ["ce", "lmf"], seeds=3)
+    tables.write(planned, tables.tables(planned))
+    for name, rule in (("scores", ARGMAX), ("scores-tuned", TUNED)):
+        found = rows(tmp_path, name)
+        assert [row["loss"] for row in found] == ["ce", "lmf"]
+        for row in found:
+            mine = [r for t, r in planned.results().items() if t.loss == row["loss"]]
+            for key, heading in tables.SCORES.items():
+                expected = np.mean([scored(result, rule)[key] for result in mine])
+                np.testing.assert_allclose(float(row[heading]), expected, rtol=1e-12)
+    taus = [r["tuned"]["tau"] for t, r in planned.results().items() if t.loss == "lmf"]
+    np.testing.assert_allclose(float(rows(tmp_path, "scores-tuned")[1]["τ"]), np.mean(taus))
+    told = [(row["loss"], row["read by"]) for row in rows(tmp_path, "against-ce")]
+    assert told == [("ce", ALONE), ("lmf", ARGMAX), ("lmf", TUNED)]
+
+
+def test_what_older_files_do_not_have_is_a_dash(tmp_path):
+    planned = made_up(
+        tmp_path, ["ce", "lmf"], seeds=2, scores={"ce": [0.5, 0.6], "lmf": [0.7, 0.6]}
+    )
+    for file in tmp_path.glob("runs/*/result.json"):
+        content = json.loads(file.read_text())
+        for score in ("macro_auroc", "average_precision", "calibration_error"):
+            del content["test"][score]
+        file.write_text(json.dumps(content))
+    tables.write(planned, tables.tables(planned))
+    for line in markdown(tmp_path, "Scores"):
+        assert line.endswith(" | – | – | – | 2 |")
+    assert not (tmp_path / "table-scores-tuned.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +131,7 @@ def test_words_claim_only_what_the_interval_does(tmp_path, gains, verdict):
     if len(gains) == 1:
         assert (row["from"], row["to"], row["p"]) == ("", "", "")
         (line,) = markdown(tmp_path, "Macro-F1 minus")
-        assert line.endswith("| – | – | – | one seed, perhaps by chance |")
+        assert line.endswith("| – | – | seeds | – | – | one seed, perhaps by chance |")
         return
     low, high = float(row["from"]), float(row["to"])
     assert min(gains) - 1e-12 <= low <= np.mean(gains) <= high <= max(gains) + 1e-12
@@ -103,11 +143,25 @@ def test_words_claim_only_what_the_interval_does(tmp_path, gains, verdict):
         assert float(row["p"]) == 1
 
 
+def test_holms_correction_stands_beside_p(tmp_path):
+    gains = {"ce": 0.0, "bwcce": 0.2, "focal": 0.01, "lmf": 0.3}
+    scores = {loss: (0.5 + gain + 0.01 * np.arange(6)).tolist() for loss, gain in gains.items()}
+    scores["focal"][0] -= 0.2
+    planned = made_up(tmp_path, list(gains), seeds=6, scores=scores)
+    tables.write(planned, tables.tables(planned))
+    found = {row["loss"]: row for row in rows(tmp_path, "against-ce")}
+    p = {loss: float(row["p"]) for loss, row in found.items()}
+    np.testing.assert_allclose([p["bwcce"], p["lmf"]], 1 / 32, rtol=1e-12)
+    corrected = {loss: float(row["p, Holm"]) for loss, row in found.items()}
+    np.testing.assert_allclose([corrected["bwcce"], corrected["lmf"]], 3 / 32, rtol=1e-12)
+    np.testing.assert_allclose(corrected["focal"], max(p["focal"], 3 / 32), rtol=1e-12)
+
+
 def test_the_interval_of_many_differences_is_students():
     gains = np.random.default_rng(0).normal(0.1, 0.3, 200)
     half = student_t.ppf(0.975, 199) * gains.std(ddof=1) / np.sqrt(200)
     expected = gains.mean() - half, gains.mean() + half
-    np.testing.assert_allclose(tables.interval(gains), expected, atol=0.1 * half)
+    np.testing.assert_allclose(interval(gains), expected, atol=0.1 * half)
 
 
 def test_differences_are_paired_by_seed_and_what_is_missing_is_told(tmp_path):
@@ -144,7 +198,9 @@ def test_the_gathered_results_are_enough_for_the_tables(tmp_path):
     planning.gather(planned)
     shutil.rmtree(tmp_path / "runs")
     again = planning.read(tmp_path)
-    assert told(again) == before
+    assert told(again) == before and "| seeds, images |" in before[0][0]
+    planning.gather(again)  # what is gathered from is not lost
+    assert told(planning.read(tmp_path)) == before
     more = planning.plan(["digits"], ["small"], ["torch"], ["lmf"], 3, ["--epochs", "3"])
     study = planning.remember(tmp_path, "more", more)  # which loses none of them
     assert (len(study.results()), len(study.trainings)) == (4, 5)
@@ -156,8 +212,11 @@ def test_frameworks_and_data_are_not_mixed(tmp_path):
     planned = made_up(tmp_path, ["ce", "lmf"], data=["a", "b"], frameworks=["torch", "keras"])
     found = {table.name: table for table in tables.tables(planned)}
     assert len(found["scores"].rows) == 8
-    assert [row[:4] for row in found["against-ce"].rows] == [
-        (data, "small", framework, "lmf") for data in ("a", "b") for framework in ("torch", "keras")
+    assert [row[:5] for row in found["against-ce"].rows] == [
+        (data, "small", framework, *told)
+        for data in ("a", "b")
+        for framework in ("torch", "keras")
+        for told in (("ce", ALONE), ("lmf", ARGMAX), ("lmf", TUNED))
     ]
     assert "missing" not in found
 

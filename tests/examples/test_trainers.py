@@ -13,8 +13,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from examples.training.run import epoch_order
 from examples.training.settings import LOSSES, parse
-from lmf_multi import class_margins, class_weights, reference
+from lmf_multi import (
+    adjust_logits,
+    class_margins,
+    class_weights,
+    log_priors,
+    reference,
+    tune_adjustment,
+)
 from tests.frameworks import KERAS_BACKEND, load
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +42,10 @@ LMF_PUBLISHED = {
     "scale": 30.0,
     "class_weight": "margin",
     "label_smoothing": 0.0,
+    "logit_adjustment": 0.0,
 }
+# the features as cross-entropy trains them, then the head for two epochs
+CRT = [*COMMON, "--loss", "crt", "--epochs", "2", "--head-epochs", "2", "--sampler", "balanced"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,8 +75,12 @@ def run(trainer, *arguments, code=None, **options):
 @pytest.fixture(scope="module")
 def finished(trainer, tmp_path_factory):
     """A run that was never interrupted: its folder and what it printed."""
+    return completed(trainer, tmp_path_factory, COMMON)
+
+
+def completed(trainer, tmp_path_factory, arguments):
     out = tmp_path_factory.mktemp(trainer) / "run"
-    done = run(trainer, *COMMON, "--out", out)
+    done = run(trainer, *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -118,6 +133,44 @@ def test_a_run_leaves_its_scores_and_predictions(trainer, finished):
     assert found["measured"]["peak_memory_bytes"] > 10**7
     assert {"python", "numpy"} < set(found["versions"])
     assert str(ROOT) not in (out / "result.json").read_text()
+
+
+def test_a_run_keeps_validation_logits_and_tunes_tau_on_them(trainer, finished):
+    out, printed = finished
+    kept, found = np.load(out / "predictions.npz"), json.loads((out / "result.json").read_text())
+    best = found["best_validation"]
+    f1 = f1_score(kept["val_labels"], kept["val_logits"].argmax(1), average="macro")
+    np.testing.assert_allclose(f1, best["macro_f1"], rtol=1e-12)  # they are the chosen epoch's
+    assert kept["val_logits"].dtype == np.float32
+    counts = found["data"]["class_counts"]
+    tau = tune_adjustment(kept["val_logits"], kept["val_labels"], counts)
+    assert found["tuned"]["tau"] == tau
+    adjusted = adjust_logits(kept["logits"], counts, tau).argmax(1)
+    f1 = f1_score(kept["labels"], adjusted, average="macro")
+    np.testing.assert_allclose(found["tuned"]["test"]["macro_f1"], f1, rtol=1e-12)
+    assert found["tuned"]["test"].keys() == found["test"].keys()
+    assert f"macro-F1 {f1:.4f} with τ = {tau:.2f}, tuned on validation" in printed
+
+
+# Starts a trainer whose second epoch is worse than its first.
+WORSE = """
+import importlib, sys
+from examples.training import results
+
+scores = iter((0.9, 0.1))
+results.macro_f1 = lambda labels, logits: next(scores, 0.0)
+sys.exit(importlib.import_module(f"examples.train_{sys.argv[1]}").main(sys.argv[2:]))
+"""
+
+
+def test_what_is_kept_is_of_the_best_epoch_not_of_the_last(trainer, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, epochs in ((one, "1"), (two, "2")):
+        flags = [*COMMON, "--epochs", epochs, "--out", out]
+        done = run(trainer, trainer, *flags, code=WORSE)
+        assert done.returncode == 0, done.stderr
+    assert result(two)["best_validation"] == {"macro_f1": 0.9, "epoch": 1}
+    assert (one / "predictions.npz").read_bytes() == (two / "predictions.npz").read_bytes()
 
 
 def test_a_run_learns_and_keeps_its_best_epoch(finished):
@@ -269,6 +322,88 @@ def test_ctrl_c_saves_within_an_epoch_and_a_damaged_checkpoint_falls_back(
     assert_same_run(out, finished[0])
 
 
+# --- two stages
+
+
+@pytest.fixture(scope="module")
+def two_stages(trainer, tmp_path_factory):
+    """The same of crt."""
+    return completed(trainer, tmp_path_factory, CRT)
+
+
+def test_crt_trains_as_cross_entropy_and_then_the_head_anew(trainer, two_stages, tmp_path):
+    out, printed = two_stages
+    done = run(
+        trainer, *CRT[:-4], "--sampler", "balanced", "--loss", "ce", "--out", tmp_path / "ce"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = history(out)
+    assert rows[:2] == history(tmp_path / "ce")
+    assert len(rows) == 4 and [float(row["learning_rate"]) for row in rows] == [1e-3] * 4
+    assert float(rows[2]["train_loss"]) > float(rows[1]["train_loss"])  # the head was drawn anew
+    assert float(rows[3]["train_loss"]) < float(rows[2]["train_loss"])
+    assert "epoch 4/4: loss " in printed
+    best = result(out)["best_validation"]
+    scores = [float(row["val_macro_f1"]) for row in rows[2:]]
+    assert best == {"macro_f1": max(scores), "epoch": 3 + int(np.argmax(scores))}
+    found = result(out)
+    assert (found["epochs"], found["head_epochs"], found["sampler"]) == (2, 2, "balanced")
+    chosen = result(tmp_path / "ce")["best_validation"]["epoch"]
+    before = weights_of(trainer, tmp_path / "ce" / "checkpoints" / f"{chosen:05d}-0000000")
+    after = weights_of(trainer, out / "checkpoints" / "00004-0000000")
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert len(before) > 20 and before.keys() == after.keys()
+    assert len(changed) == 2 and all("head" in name for name in changed)  # its kernel and bias
+
+
+def weights_of(trainer, checkpoint):
+    """Arrays by name, of a network and batch norm's moments."""
+    if trainer == "torch":
+        state = load("torch").load(checkpoint / "checkpoint.pt", weights_only=True)["model"]
+        return {k: v.numpy() for k, v in state.items()}
+    if trainer == "flax":
+        jax = load("jax")
+        with load("orbax.checkpoint").StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore((checkpoint / "state").absolute())["model"]
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    keras = load("keras")
+    model = keras.models.load_model(checkpoint / "model.keras", compile=False)
+    return {v.path: keras.ops.convert_to_numpy(v) for v in model.variables}
+
+
+def test_kills_in_either_stage_do_not_change_the_result(trainer, two_stages, tmp_path):
+    """Killed before the head is begun, and within its first epoch, whose half is saved."""
+    out = tmp_path / "run"
+    arguments = [*CRT, "--out", out, "--resume"]
+    killed = run(trainer, trainer, "after epoch 2", "SIGKILL", *arguments, code=INTERRUPTED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stopped = run(trainer, trainer, "epoch 3 step 3", "SIGINT", *arguments, code=INTERRUPTED)
+    assert stopped.returncode == 130, stopped.stderr
+    assert re.search(r"Stopped and saved after epoch 2 of 4, step \d of 8;", stopped.stdout)
+    killed = run(trainer, trainer, "writing epoch 4", "SIGKILL", *arguments, code=INTERRUPTED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    longer = run(trainer, *arguments, "--epochs", "3")
+    assert "--resume needs the epochs that the run began with, 2, got 3" in longer.stderr
+    done = run(trainer, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, two_stages[0])
+
+
+def test_a_balanced_epoch_draws_each_class_alike():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    about = {"sampler": "balanced", "seed": 3}
+    order = epoch_order(labels, 30_000, epoch=0, **about)
+    np.testing.assert_allclose(np.bincount(labels[order]) / 30_000, 1 / 3, atol=0.01)
+    rare = np.bincount(order, minlength=1000)[990:]
+    np.testing.assert_allclose(rare / 10_000, 0.1, atol=0.01)  # of which each is as likely
+    assert order.min() == 0 and len(set(order)) > 900
+    np.testing.assert_array_equal(order, epoch_order(labels, 30_000, epoch=0, **about))
+    assert not np.array_equal(order, epoch_order(labels, 30_000, epoch=1, **about))
+    shuffled = epoch_order(labels, 1000, sampler="shuffle", seed=3, epoch=0)
+    np.testing.assert_array_equal(np.sort(shuffled), np.arange(1000))
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     for package in (*SHARED, *NEEDS["torch"]):
         load(package)
@@ -315,8 +450,9 @@ LOSS_OF = {"torch": loss_of_torch, "flax": loss_of_flax, "keras": loss_of_keras}
 def mean_of(name, counts, logits, labels, options):
     """The loss's definition: weighted cross-entropy by hand, the others from the reference."""
     weight = options.pop("class_weight", None)
+    logits = logits + options.pop("logit_adjustment", 0.0) * log_priors(counts)
     w = class_weights(counts, weight)
-    if name in ("ce", "bwcce"):
+    if name in ("ce", "bwcce", "la", "crt"):
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         w_y = w[labels]
         return -(w_y * log_p[np.arange(len(labels)), labels]).sum() / w_y.sum()
@@ -336,6 +472,12 @@ def mean_of(name, counts, logits, labels, options):
         "--loss ldam",
         "--loss ldam --scale 5 --max-margin 0.8 --class-weight effective",
         "--loss lmf",
+        "--loss la",
+        "--loss la --logit-adjustment 0.7",
+        "--loss crt",
+        "--loss focal --logit-adjustment 1.5 --class-weight none",
+        "--loss ldam --logit-adjustment 1",
+        "--loss lmf --logit-adjustment 0.5",
         "--loss lmf --alpha 0.3 --beta 2 --gamma 2 --max-margin 0.2 --scale 10 --drw 3",
     ],
 )
@@ -407,12 +549,12 @@ def test_ctrl_c_reaches_all_of_torchruns_processes_and_saves(tmp_path):
 WHOLE_BATCH = """
 import sys
 import numpy as np, torch, torch.distributed as dist
-from examples.training.settings import parse
+from examples.training.settings import LOSSES, parse
 from examples.train_torch import build_loss
 
 torch.distributed.init_process_group("gloo")
 rank, batch = dist.get_rank(), np.load(sys.argv[1])
-for name in ("ce", "bwcce", "focal", "ldam", "lmf"):
+for name in LOSSES:
     settings = parse("torch", ["--loss", name], "")
     criterion = build_loss(settings, batch["counts"], world=2)
     logits = torch.from_numpy(batch["logits"][rank::2]).requires_grad_()
@@ -456,6 +598,14 @@ def test_torchrun_gives_each_loss_the_whole_batchs_mean(tmp_path):
     ("flags", "sentence"),
     [
         ("--loss ce --gamma 2", "--gamma belongs to focal, lmf, got --loss ce"),
+        ("--loss la --alpha 2", "--alpha belongs to lmf, got --loss la"),
+        (
+            "--loss crt --logit-adjustment 1",
+            "--logit-adjustment belongs to focal, ldam, lmf, la, got --loss crt",
+        ),
+        ("--loss la --drw 3", "--drw belongs to focal, ldam, lmf, got --loss la"),
+        ("--loss ce --head-epochs 3", "--head-epochs belongs to crt, got --loss ce"),
+        ("--sampler even", "argument --sampler: invalid choice: 'even'"),
         ("--loss focal --scale 3", "--scale belongs to ldam, lmf, got --loss focal"),
         ("--loss ce --drw 3", "--drw belongs to focal, ldam, lmf, got --loss ce"),
         (
@@ -497,6 +647,11 @@ def test_the_published_recipe_is_the_default():
     assert settings.epochs == 100
     rates = [settings.learning_rate_at(epoch) for epoch in (0, 29, 30, 60, 99)]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-5, 1e-6, 1e-7], rtol=1e-12)
+    assert parse("torch", ["--loss", "la"], "").loss_options == {"logit_adjustment": 1}
+    crt = parse("torch", ["--loss", "crt", "--epochs", "90"], "")
+    assert (crt.head_epochs, crt.all_epochs) == (10, 100)
+    np.testing.assert_allclose([crt.learning_rate_at(e) for e in (89, 90)], [1e-6, 1e-4])
+    assert parse("torch", ["--loss", "crt", "--epochs", "1"], "").head_epochs == 1
 
 
 @pytest.mark.parametrize(
