@@ -63,6 +63,7 @@ class CosineLinear(nn.Module):
             return F.linear(_unit(input.to(wide)), _unit(self.weight.to(wide))).to(dtype)
 
     def extra_repr(self) -> str:
+        """What printing a model shows of it."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 

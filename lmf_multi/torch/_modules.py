@@ -196,6 +196,7 @@ class _Loss(nn.Module):
             self._tensors = Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
 
     def extra_repr(self) -> str:
+        """What printing a model shows of it."""
         options = {"ignore_index": self.ignore_index, "reduction": self.reduction}
         if self.process_group is not None:
             options["process_group"] = self.process_group

@@ -1,0 +1,46 @@
+"""Docstrings as Markdown has them: formulas, doctests and references."""
+
+import re
+import textwrap
+
+import griffe
+
+FORMULA = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n)*)", re.M)
+DOCTEST = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*)*", re.M)
+REFERENCE = re.compile(r":func:`(?P<name>[\w.]+)`")
+FRAMEWORK = re.compile(r"lmf_multi\.(?:reference|torch|jax|keras)\b")
+
+
+class Markdown(griffe.Extension):
+    """Rewrite each docstring as it is read."""
+
+    def on_instance(self, *, obj, **_options):
+        """Of modules, classes and functions alike."""
+        if obj.docstring is not None and not obj.is_alias:
+            found = FRAMEWORK.match(obj.path)
+            module = found[0] if found else "lmf_multi"
+            obj.docstring.value = markdown(obj.docstring.value, module)
+
+
+def markdown(text, module):
+    """The text with formulas and doctests in fences, and names of functions as links."""
+    text = FORMULA.sub(formula, f"{text}\n")
+    text = DOCTEST.sub(lambda found: fenced("pycon", found[0], found["indent"]), text)
+    return REFERENCE.sub(lambda found: link(found["name"], module), text).rstrip("\n")
+
+
+def formula(found):
+    lines = f"{found['first'].strip()}\n{textwrap.dedent(found['rest'])}".strip()
+    if r"\\" in lines or "&" in lines:
+        lines = f"\\begin{{aligned}}\n{lines}\n\\end{{aligned}}"
+    block = textwrap.indent(lines, found["indent"])
+    return fenced("math", block, found["indent"]) + "\n"
+
+
+def fenced(language, block, indent):
+    return f"\n{indent}```{language}\n{block}\n{indent}```"
+
+
+def link(name, module):
+    path = name if "." in name else f"{module}.{name}"
+    return f"[`{name}`][{path}]"
