@@ -80,8 +80,19 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the site into site/, strictly, studies' pages and all; `-- serve` shows it instead."""
+    install(session, "[examples]", "docs", "test")
+    env = TEST_ENV | {"LMF_MULTI_REQUIRE": "griffe,latex2mathml,mkdocs", "NO_MKDOCS_2_WARNING": "1"}
+    session.run("pytest", "tests/test_docs.py", env=env)
+    for study in ("heads", "cnn", "ham10000"):
+        session.run("python", "-m", "examples.html_report", f"examples/study/{study}")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]), env=env)
+
+
+@nox.session(default=False)
 def peers(session: nox.Session) -> None:
-    """Measure other packages' losses again, and write README's table of them."""
+    """Measure other packages' losses again, and write the table of docs/other-losses.md."""
     install(session, "[all]", "test", "interop")
     env = TEST_ENV | {"KERAS_BACKEND": "tensorflow"}
     session.run("python", "-m", "tests.interop.peers", "--write", env=env)

@@ -5,7 +5,9 @@ import textwrap
 
 import griffe
 
-FORMULA = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n)*)", re.M)
+FORMULA = re.compile(
+    r"^(?P<indent> *)\.\. math::(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n)*)", re.M
+)
 DOCTEST = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*)*", re.M)
 REFERENCE = re.compile(r":func:`(?P<name>[\w.]+)`")
 FRAMEWORK = re.compile(r"lmf_multi\.(?:reference|torch|jax|keras)\b")
@@ -30,6 +32,7 @@ def markdown(text, module):
 
 
 def formula(found):
+    """A ``.. math::`` block, or line, in a fence; several lines aligned at their &."""
     lines = f"{found['first'].strip()}\n{textwrap.dedent(found['rest'])}".strip()
     if r"\\" in lines or "&" in lines:
         lines = f"\\begin{{aligned}}\n{lines}\n\\end{{aligned}}"
@@ -38,9 +41,11 @@ def formula(found):
 
 
 def fenced(language, block, indent):
+    """A block between fences, indented as it is."""
     return f"\n{indent}```{language}\n{block}\n{indent}```"
 
 
 def link(name, module):
+    """A reference for mkdocstrings; a name alone is of the module whose docstring it is in."""
     path = name if "." in name else f"{module}.{name}"
     return f"[`{name}`][{path}]"

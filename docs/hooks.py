@@ -92,7 +92,7 @@ def on_env(env, config, files):
 
 def undocumented(shown):
     """Public names, and public methods, that have no docstring or are not in ``shown``."""
-    package = griffe.load("lmf_multi", search_paths=[str(ROOT)])
+    package = griffe.load("lmf_multi", search_paths=[str(ROOT)], try_relative_path=False)
     missing = []
     for module in MODULES:
         within = package if module == package.name else package[module.partition(".")[2]]

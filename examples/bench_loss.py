@@ -13,7 +13,7 @@ ratio is the median over the rounds of the ratio within a round, with its middle
 peak beyond logits and labels, in sizes of the logits; one of them is the gradient.
 
     python -m examples.bench_loss --device cuda --all gpu.json     the Triton kernel's tests too
-    python -m examples.bench_loss --table gpu.json cpu.json        README's tables of such files
+    python -m examples.bench_loss --table gpu.json cpu.json        the tables of such files
     python -m examples.bench_loss --rehearse --all rehearsal.json
 
 The first of these takes less than seven minutes, needs no network, and leaves out what is not
@@ -31,7 +31,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from examples.bench import everything, readme
+from examples.bench import everything, pages
 from examples.bench.measure import Cell, Result, figures
 from examples.training.machine import hardware
 from examples.training.quiet import stderr_kept_back
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a table and perhaps write it."""
     args = parse(argv)
     if args.table:
-        print(readme.tables(args.table))
+        print(pages.tables(args.table))
         return
     prepare(args)
     cells = [(shape, dtype) for dtype in DTYPES for shape in shapes(args)]
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         order = everything.Order(args.all, args.device, cells, seconds, args.rehearse)
         everything.run_all(order, limit)
         if not args.rehearse:
-            print(readme.tables([args.all]))
+            print(pages.tables([args.all]))
     elif args.aot.startswith("sm_"):
         compile_for_gpu(args, cells)
     elif args.aot:
@@ -127,10 +127,10 @@ def run(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
 
 
 def compile_for_gpu(args: argparse.Namespace, cells: Sequence[Cell]) -> None:
-    """What the compilers say of the Triton kernel, as README shows it."""
+    """What the compilers say of the Triton kernel, as docs/speed.md shows it."""
     gpu_compiler = importlib.import_module("examples.bench.gpu_compiler")
     rows = [asdict(program) for program in gpu_compiler.programs(args.aot, cells)]
-    print(*readme.kernels(rows))
+    print(*pages.kernels(rows))
     write(args.json, {"about": {"architecture": args.aot}, "programs": rows})
 
 
@@ -167,7 +167,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--all", metavar="FILE", help="all that is installed, and the Triton kernel's tests")
     add("--limit", type=float, metavar="SECONDS", help="of --all; 390 on a GPU, else 1800")
     add("--rehearse", action="store_true", help="--all in small, which measures nothing")
-    add("--table", nargs="+", metavar="FILE", help="print README's tables of what --all wrote")
+    add("--table", nargs="+", metavar="FILE", help="print the tables of what --all wrote")
     args = parser.parse_args(argv)
     if args.aot.startswith("sm_"):
         if args.framework != "torch":

@@ -181,10 +181,10 @@ run_all(Order({str(file)!r}, "cpu", [], 0.01, True), 600, ["torch", "tests"])
     assert parts["torch"]["copy_bandwidth"] > 0 and parts["torch"]["missing"] == {}
     assert {"CPU", "date"} <= set(found["about"]) and "torch" in parts["torch"]["about"]
 
-    from examples.bench import readme
+    from examples.bench import pages
 
     with pytest.raises(SystemExit, match="is a rehearsal, which measures nothing"):
-        readme.tables([str(file)])
+        pages.tables([str(file)])
 
 
 def test_the_kernel_is_what_a_rehearsal_runs():
@@ -242,13 +242,13 @@ LIGER = "Liger's cross-entropy"
 
 def test_tables_name_the_processor_of_each_row(tmp_path):
     """And say what was not measured; a loss without its cross-entropy has no row."""
-    from examples.bench import readme
+    from examples.bench import pages
 
     files = []
     for name, about in (("gpu", {"GPU": "a GPU"}), ("cpu", {}), ("other", {"CPU": "another"})):
         files.append(tmp_path / name)
         files[-1].write_text(json.dumps(made_up(**about)))
-    lines = readme.tables(map(str, files)).splitlines()
+    lines = pages.tables(map(str, files)).splitlines()
     header = "| processor | (65536, 1000) | (8, 5, 512, 512) |"
     assert lines.count(f"| time over plain cross-entropy's {header}") == 2  # CPUs' and GPUs'
     assert "| PyTorch, eager | a CPU, 2 cores | 0.40 (0.40–0.41) | 0.40 (0.40–0.41) |" in lines

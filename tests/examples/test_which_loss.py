@@ -1,4 +1,4 @@
-"""What README says of the studies is what their stored results say."""
+"""What is said of the studies is what their stored results say."""
 
 import re
 from functools import cache
@@ -17,11 +17,10 @@ from examples.study.comparisons import ARGMAX, TUNED  # noqa: E402
 from examples.training.settings import parse  # noqa: E402
 from lmf_multi import LMFSpec  # noqa: E402
 from lmf_multi.reference import LDAMLoss, LMFLoss  # noqa: E402
+from tests.pages import ROOT, page, prose  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n## Which loss?")[2].partition("\n## ")[0]
-PROSE = " ".join(SECTION.split())
+SECTION = page("docs/choose-a-loss.md").partition("\n## HAM10000 at 64 pixels")[0]
+PROSE = prose(SECTION)
 NAMES = ("heads", "cnn")
 STUDIES = {name: planning.read(ROOT / "examples" / "study" / name) for name in NAMES}
 DATA = {"ham10000": "HAM10000", "pbc_lt": "PBC", "busi": "BUSI"}

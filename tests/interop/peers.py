@@ -1,4 +1,4 @@
-"""Other packages' losses beside ours and the exact numbers; README's table is written from here.
+"""Other packages' losses beside ours and the exact numbers, written to docs/other-losses.md.
 
     nox -s peers
 
@@ -20,7 +20,7 @@ import numpy as np
 from tests.exact import exact_terms
 from tests.frameworks import load
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "other-losses.md"
 BEGIN = "<!-- measured and written by `nox -s peers` -->\n"
 END = "<!-- end of what `nox -s peers` writes -->\n"
 VERSIONS = "Measured with "
@@ -103,7 +103,7 @@ AGREEMENTS = {}
 
 
 def agrees(package, loss, dtype="float64"):
-    """Register a generator of pairs under the peer's names in README."""
+    """Register a generator of pairs under the peer's names in the page."""
 
     def register(pairs):
         AGREEMENTS[package, loss] = pairs, dtype
@@ -335,7 +335,7 @@ def keras_sparse_categorical_crossentropy():
 
 @dataclass(frozen=True)
 class Row:
-    """One line of README's table."""
+    """One line of the page's table."""
 
     case: str
     peer: str
@@ -555,7 +555,7 @@ def right(x, exact, rtol):
 
 
 def table():
-    """The lines that stand in README between the markers."""
+    """The lines that stand in the page between the markers."""
     lines = [
         "| case, in float32 | exact | here | there | what happens there |",
         "|---|---|---|---|---|",
@@ -586,9 +586,9 @@ def table():
     ]
 
 
-def in_readme():
+def in_page():
     """The lines that do stand there."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].splitlines()
 
 
@@ -598,14 +598,14 @@ def without_versions(lines):
 
 
 def write(lines):
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    README.write_text(text[:start] + "\n".join(lines) + "\n" + text[end:], encoding="utf-8")
+    PAGE.write_text(text[:start] + "\n".join(lines) + "\n" + text[end:], encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--write", action="store_true", help="replace README's table")
+    parser.add_argument("--write", action="store_true", help="replace the page's table")
     measured = table()
     print("\n".join(measured))
     if parser.parse_args().write:

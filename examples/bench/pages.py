@@ -1,4 +1,4 @@
-"""README's tables of the files that ``bench_loss --all`` wrote: ``bench_loss --table FILE...``."""
+"""Tables for docs/speed.md of the files that ``bench_loss --all`` wrote: ``--table FILE...``."""
 
 import json
 import math
