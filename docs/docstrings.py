@@ -9,6 +9,9 @@ FORMULA = re.compile(
     r"^(?P<indent> *)\.\. math::(?P<first>.*)\n(?P<rest>(?:(?P=indent) +.*\n)*)", re.M
 )
 DOCTEST = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*)*", re.M)
+TABLE = re.compile(
+    r"^(?P<indent> *)(?P<rule>=+(?: +=+)+)\n(?P<rows>(?:.*\n)*?)(?P=indent)(?P=rule)$", re.M
+)
 REFERENCE = re.compile(r":func:`(?P<name>[\w.]+)`")
 FRAMEWORK = re.compile(r"lmf_multi\.(?:reference|torch|jax|keras)\b")
 
@@ -27,6 +30,7 @@ class Markdown(griffe.Extension):
 def markdown(text, module):
     """The text with formulas and doctests in fences, and names of functions as links."""
     text = FORMULA.sub(formula, f"{text}\n")
+    text = TABLE.sub(table, text)
     text = DOCTEST.sub(lambda found: fenced("pycon", found[0], found["indent"]), text)
     return REFERENCE.sub(lambda found: link(found["name"], module), text).rstrip("\n")
 
@@ -38,6 +42,16 @@ def formula(found):
         lines = f"\\begin{{aligned}}\n{lines}\n\\end{{aligned}}"
     block = textwrap.indent(lines, found["indent"])
     return fenced("math", block, found["indent"]) + "\n"
+
+
+def table(found):
+    """A table between two rules, without a header."""
+    starts = [part.start() for part in re.finditer("=+", found["rule"])]
+    lines = [line.removeprefix(found["indent"]) for line in found["rows"].splitlines()]
+    ends = [*starts[1:], None]
+    rows = [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in lines]
+    rows = [[""] * len(starts), ["---"] * len(starts), *rows]
+    return "\n".join(f"{found['indent']}| {' | '.join(row)} |" for row in rows)
 
 
 def fenced(language, block, indent):

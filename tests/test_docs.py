@@ -91,6 +91,12 @@ def test_docstrings_become_markdown():
     assert "```pycon\n>>> f(1)\n2\n```" in made
 
 
+def test_tables_in_docstrings():
+    text = "    ==== =====\n    none all 1\n    some given\n    ==== ====="
+    expected = "    |  |  |\n    | --- | --- |\n    | none | all 1 |\n    | some | given |"
+    assert docstrings.markdown(text, "lmf_multi") == expected
+
+
 def test_formulas_are_mathml():
     made = hooks.formula_of("\\begin{aligned} a &= \\frac{b}{c} \\\\ d &= e \\end{aligned}")
     assert made.count("<mtr>") == 2 and "<mfrac>" in made and "&=" not in made
