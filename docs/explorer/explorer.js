@@ -175,7 +175,7 @@ function pythonCall(setting) {
 const $ = (id) => document.getElementById(id);
 const [LEFT, RIGHT] = [-8, 8];
 const GRID = Array.from({ length: 401 }, (_, i) => LEFT + (i * (RIGHT - LEFT)) / 400);
-const shown = (value, digits = 4) => String(Number(value.toPrecision(digits))).replaceAll("-", "−");
+const shown = (value) => String(Number(value.toPrecision(4))).replaceAll("-", "−");
 
 let text = { ...START }; // of every field
 let good = null; // the last setting without a fault
@@ -222,7 +222,7 @@ function row(line, [loss, gradient]) {
   th.scope = "row";
   th.innerHTML = `<svg aria-hidden="true"><path class="line ${line.kind}" d="M0 5H34"/></svg>`;
   span.textContent = line.examples;
-  th.append(line.name, span);
+  th.append(`${line.name} `, span);
   tr.append(th);
   const { margin, weight } = line;
   for (const [name, value] of Object.entries({ margin, weight, loss, gradient })) {
@@ -249,13 +249,13 @@ function logarithmicAxis(values) {
   const first = Math.max(Math.floor(Math.min(...decades)), last - 8);
   const step = last - first > 5 ? 2 : 1, length = Math.floor((last - first) / step) + 1;
   const ticks = Array.from({ length }, (_, i) => Number(`1e${last - i * step}`));
-  return { ticks, place: (value) => Math.max((Math.log10(value) - first) / (last - first), -1) };
+  return { ticks, place: (value) => (Math.log10(value) - first) / (last - first) };
 }
 
 function tickText(value) {
   const far = value !== 0 && (Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3);
-  const written = far ? value.toExponential(0) : String(Number(value.toPrecision(6)));
-  return written.replace("e+", "e").replaceAll("-", "−");
+  const round = Number(value.toPrecision(6)); // 3 · 0.2 is 0.6000000000000001
+  return (far ? round.toExponential() : String(round)).replace("e+", "e").replaceAll("-", "−");
 }
 
 function plot(svg, title, lines, index) {
@@ -265,31 +265,31 @@ function plot(svg, title, lines, index) {
   const read = (line, ω) => (logarithmic ? Math.abs(line.at(ω)[index]) : line.at(ω)[index]);
   const curves = lines.map((line) => GRID.map((ω) => read(line, ω)));
   const marks = lines.map((line) => read(line, good.at));
-  const finite = curves.flat().filter(Number.isFinite);
-  const { ticks, place } = logarithmic ? logarithmicAxis(finite) : linearAxis(finite);
+  const values = curves.flat().filter((value) => Math.abs(value) < 1e300); // no NaN, room for ticks
+  const { ticks, place } = logarithmic ? logarithmicAxis(values) : linearAxis(values);
 
-  const [x0, x1, y0, y1] = [56, width - 12, height - 44, 10], middle = (x0 + x1) / 2;
+  const [x0, x1, y0, y1] = [60, width - 12, height - 44, 10];
   const x = (ω) => x0 + ((ω - LEFT) / (RIGHT - LEFT)) * (x1 - x0);
-  const y = (value) => y0 + place(value) * (y1 - y0);
-  const path = (curve) => "M" + curve.map((value, i) => [x(GRID[i]), y(value)])
-    .filter((point) => point.every(Number.isFinite))
-    .map((point) => point.map((v) => v.toFixed(2))).join("L");
+  const y = (value) => y0 + Math.min(Math.max(place(value), -1), 2) * (y1 - y0);
+  const path = (curve) => curve.map((value, i) => [x(GRID[i]), y(value)])
+    .filter(([, height]) => !Number.isNaN(height))
+    .map((point, i) => `${i ? "L" : "M"}${point.map((v) => v.toFixed(2))}`).join("");
   const at = good.at >= LEFT && good.at <= RIGHT ? x(good.at) : -100;
   const line = (kind, d) => `<path class="${kind}" d="${d}"/>`;
-  const text = (x, y, anchor, words) =>
-    `<text x="${x}" y="${y}" text-anchor="${anchor}">${words}</text>`;
+  const text = (x, y, side, words) =>
+    `<text x="${x}" y="${y}" text-anchor="${side}">${words}</text>`;
   svg.innerHTML = [
     ...ticks.map((tick) => line(tick === 0 ? "zero" : "grid", `M${x0} ${y(tick)}H${x1}`)
       + text(x0 - 6, y(tick) + 4, "end", tickText(tick))),
     ...[-8, -6, -4, -2, 0, 2, 4, 6, 8].map((tick) => line("grid", `M${x(tick)} ${y0}V${y1}`)
       + text(x(tick), y0 + 18, "middle", tickText(tick))),
-    text(middle, y0 + 38, "middle", "log-odds of the true class, logit units"),
+    text((x0 + x1) / 2, y0 + 38, "middle", "log-odds of the true class, logit units"),
     line("cursor", `M${at} ${y0}V${y1}`),
     `<clipPath id="${svg.id}_area">`,
     line("", `M${x0} ${y0 + 6}V${y1 - 6}H${x1 + 6}V${y0 + 6}`),
     `</clipPath><g clip-path="url(#${svg.id}_area)">`,
     ...curves.map((curve, i) => line(`line ${lines[i].kind}`, path(curve))),
-    ...lines.map(({ kind }, i) => [kind, y(marks[i])]).filter(([, cy]) => Number.isFinite(cy))
+    ...lines.map(({ kind }, i) => [kind, y(marks[i])]).filter(([, cy]) => !Number.isNaN(cy))
       .map(([kind, cy]) => `<circle class="${kind}" cx="${at}" cy="${cy}" r="5"/>`),
     "</g>",
   ].join("");
