@@ -132,7 +132,7 @@ def compare(readout, spec, log_odds):
     close = {"rtol": 1e-12, "atol": 1e-300}
     for line, label in frequent_and_rarest(spec).items():
         shown = readout[line]
-        assert shown["name"].endswith(f"class {label}, count {spec.class_counts[label]}")
+        assert shown["name"].endswith(f"class {label} ({spec.class_counts[label]})")
         np.testing.assert_allclose(float(shown["margin"]), spec.margins[label], **close)
         np.testing.assert_allclose(float(shown["weight"]), spec.weights[label], **close)
         found = float(shown["loss"]), float(shown["gradient"])

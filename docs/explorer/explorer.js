@@ -67,7 +67,7 @@ function linesOf(setting) {
   const o = logPriors(n).map((value) => setting.logit_adjustment * value);
   const { alpha: α, beta: β, gamma: γ, scale: s } = setting;
   const line = (kind, name, y) => ({
-    kind, name, examples: `class ${y}, count ${n[y]}`, margin: Δ[y], weight: w[y],
+    kind, name, examples: `class ${y} (${n[y]})`, margin: Δ[y], weight: w[y],
     at: (ω) => oneClass(logitsAt(ω, y, C), y, { Δ, w, α, β, γ, s, o }),
   });
   return [
