@@ -2,10 +2,7 @@
 
 import doctest
 import json
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -16,13 +13,10 @@ for package in ("matplotlib", "sklearn", "rich", "tensorboard"):
 
 from examples import html_report  # noqa: E402
 from examples.study import planning  # noqa: E402
+from tests.browser import visit  # noqa: E402
 from tests.examples.studies import made_up  # noqa: E402
 
 SCORES = {"ce": [0.5, 0.6, 0.7], "lmf": [0.7, 0.9, 0.8], "lmf:scale=5": [0.1, 0.2, 0.15]}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-FLAGS += "--window-size=800,600 --hide-scrollbars "
-FLAGS += "--disable-background-networking --disable-component-update --enable-logging=stderr"
 
 # Reads the page as a visitor does, and leaves what it saw in the page.
 VISITOR = """<script>
@@ -130,22 +124,6 @@ def test_doctests():
 
 
 # --- in headless Chromium
-
-
-def visit(tmp_path, page, scheme="light"):
-    """The page's own text after its scripts have run, and what its console says."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        absent = pytest.fail if "LMF_MULTI_REQUIRE_BROWSER" in os.environ else pytest.skip
-        absent("Chromium is not installed")
-    file = tmp_path / "page.html"
-    file.write_text(page)
-    command = [browser, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command += [f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"]
-    done = subprocess.run(
-        [*command, file.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 def test_tables_sort_and_pictures_show_in_a_browser(folder, tmp_path):
