@@ -8,7 +8,7 @@ from lmf_multi._adjustment import adjust_logits, tune_adjustment
 from lmf_multi._deferred import deferred_weights
 from lmf_multi.spec import LMFSpec, class_counts, class_margins, class_weights, log_priors
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "LMFSpec",
     "__version__",
