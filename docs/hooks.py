@@ -15,7 +15,7 @@ ELSEWHERE = {  # files of the project, and which pages they are
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-    "CONTRIBUTING.md": "contributing.md",  # of which the page says more
+    "CONTRIBUTING.md": "contributing.md",
 }
 STUDIES = ("heads", "cnn", "ham10000")
 MODULES = ("lmf_multi", *(f"lmf_multi.{name}" for name in ("reference", "torch", "jax", "keras")))
