@@ -351,5 +351,11 @@ $("copy").addEventListener("click", async () => {
 });
 window.addEventListener("hashchange", follow);
 new ResizeObserver(draw).observe($("loss"));
+if (window.frameElement) { // in a page of the documentation, which has a heading and scrolls
+  document.body.classList.add("framed");
+  new ResizeObserver(() => {
+    window.frameElement.style.height = `${document.body.offsetHeight + 16}px`;
+  }).observe(document.body);
+}
 update(); // what stays where the address is at fault
 follow();
