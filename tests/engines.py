@@ -47,8 +47,12 @@ def torch_engine(call, parameters, arrays, dtypes, mode):
 
 
 def kernel_switch(setting):
-    """What the environment says of the CPU kernel: "0" for off, "always" for small batches too."""
-    return mock.patch.dict(os.environ, LMF_MULTI_CPU_KERNEL=setting)
+    """What the environment says of the CPU kernel: "0" for off, "always" for small batches too.
+
+    As Python sees it. The process' own stays as it is: XLA's threads read it while they compute,
+    and crash where it is written meanwhile.
+    """
+    return mock.patch.object(os, "environ", {**os.environ, "LMF_MULTI_CPU_KERNEL": setting})
 
 
 @cached

@@ -1,5 +1,6 @@
 """The compiled CPU kernel as it is found, refused and switched off, whatever calls it."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import lmf_multi
 from lmf_multi import _kernel, reference
 from tests.checks import refuses
+from tests.engines import kernel_switch
 from tests.frameworks import load, need_kernel
 
 SWITCH = "LMF_MULTI_CPU_KERNEL"
@@ -192,6 +194,17 @@ def test_the_switch_turns_it_off_and_on(compiled, monkeypatch):
         monkeypatch.setenv(SWITCH, setting)
         assert _kernel.library() is found
     monkeypatch.delenv(SWITCH)
+    assert _kernel.library() is compiled
+
+
+def test_the_suites_own_switch_writes_nothing_that_other_threads_read(compiled):
+    """Frameworks' threads look into the process' environment, which must not change beside them."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    before = [getenv(name.encode()) for name in (SWITCH, "PATH")]
+    with kernel_switch("0"):
+        assert _kernel.library() is None
+        assert [getenv(name.encode()) for name in (SWITCH, "PATH")] == before
     assert _kernel.library() is compiled
 
 
