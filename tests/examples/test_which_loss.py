@@ -217,6 +217,21 @@ def test_what_a_loss_adds_from_scratch_once_tau_is_tuned():
     assert words in PROSE, words
 
 
+def test_what_readme_says_of_three_datasets():
+    """Of what gains once τ is tuned, and of how a tuned decision compares with losses."""
+    said = prose(page("README.md"))
+    assert "LMF with its published settings gains nothing over cross-entropy on any of" in said
+    for data in DATA:
+        assert difference("heads", data, "lmf", "ce", TUNED).verdict == "no clear difference"
+    shown = ("la", RECOMMENDED, "lmf:scale=1", "lmf", "ldam", "focal")  # in README's picture
+    above = [loss for loss in shown if over_datasets(loss, "ce", TUNED).verdict == "better"]
+    assert above == ["la", RECOMMENDED]
+    assert "the two on adjusted logits are above 0 in the mean, the others are not" in said
+    tuning = np.mean([of_tuning(data).mean for data in DATA])
+    most = max(over_datasets(loss, "ce", TUNED).mean for loss in shown)
+    assert "brings most of what there is to gain" in said and tuning > most
+
+
 def test_what_the_data_are():
     ratios = {"ham10000": "59 to 1", "pbc_lt": "100 to 1", "busi": "3 to 1"}
     for data, words in ratios.items():
