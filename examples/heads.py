@@ -53,6 +53,7 @@ FREE = ("data", "image_size", "imbalance", "split_seed", "skip_unreadable", "wor
 FREE += ("weights", "epochs", "batch_size", "decay_epochs", "decay_factor")
 OF_A_LOSS = ("loss", "loss_options", "sampler", "head_epochs")
 FEATURE_BATCH = 32  # images
+RECOMMENDED = "ldam:scale=1:logit-adjustment=1:class-weight=none"  # of LMFSpec
 T = TypeVar("T")
 
 
@@ -98,9 +99,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--losses",
         type=names("loss", LOSSES, options=True),
-        default=list(LOSSES),
+        default=[*LOSSES, RECOMMENDED],
         metavar="L,L:FLAG=VALUE,…",
-        help=f"of {','.join(LOSSES)} (all); what is given is not tuned: lmf:scale=1",
+        help=f"of {','.join(LOSSES)} (all, and {RECOMMENDED}); what is given is not tuned",
     )
     add("--seeds", type=at_least(1), default=20, metavar="N", help="from 0 to N-1 (20)")
     add("--settings", type=at_least(1), default=12, metavar="N", help="of each loss (12)")

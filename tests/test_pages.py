@@ -1,6 +1,7 @@
 """Every Python snippet of README and docs runs as it stands, in a process of its own."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -106,10 +107,10 @@ def test_flags_of_the_trainers_exist() -> None:
     from examples.training.settings import LOSSES, parse
 
     section = page("docs/train.md").split("\n## An image classifier")[1].split("\n## ")[0]
-    for framework, arguments in re.findall(
-        r"^python -m examples\.train_(\w+) +(.*)$", section, re.M
-    ):
-        assert parse(framework, arguments.split(), "").data == arguments.split()[1]
+    section = section.replace("\\\n", "")
+    for framework, line in re.findall(r"^python -m examples\.train_(\w+) +(.*)$", section, re.M):
+        arguments = shlex.split(line, comments=True)
+        assert parse(framework, arguments, "").data == arguments[1]
     known = {
         flag
         for framework in ("torch", "flax", "keras")

@@ -138,6 +138,12 @@ def class_folders(folder: Path) -> Listing:
     class_names = [c.name for c in folders(folder / "train")]
     if not class_names:
         raise FileNotFoundError(f"{folder / 'train'} must have a folder for each class, got none")
+    for other in folders(folder):
+        if other.name not in SPLITS and {c.name for c in folders(other)} & set(class_names):
+            raise ValueError(
+                f"a folder of class folders must be called {', '.join(SPLITS[:-1])} or "
+                f"{SPLITS[-1]}, got {other.name!r} in {folder}; rename it, or move it elsewhere"
+            )
     examples = []
     for split in SPLITS:
         for c in folders(folder / split) if (folder / split).is_dir() else []:

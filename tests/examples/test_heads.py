@@ -21,7 +21,7 @@ from examples.study import planning, tables  # noqa: E402
 from examples.training import heads as program  # noqa: E402
 from examples.training import results, search  # noqa: E402
 from examples.training.run import epoch_order  # noqa: E402
-from lmf_multi import adjust_logits  # noqa: E402
+from lmf_multi import LMFSpec, adjust_logits, reference  # noqa: E402
 
 COUNTS, CLASSES, D = (60, 20, 6), 3, 8
 RECIPE = program.Recipe("linear", CLASSES, (1.0, 1.0, 0.1))
@@ -521,3 +521,13 @@ def test_lite0_is_pytorchs_alone(framework, capsys):
     check = load("examples.models.common").check
     with pytest.raises(ValueError, match=r"arch must be one of small, .*, got .efficientnet_lite0"):
         check("efficientnet_lite0", "linear", False, None)
+
+
+def test_the_recommended_loss_is_among_those_compared():
+    args, _ = heads.parsed([])
+    assert args.losses[0] == "ce" and heads.RECOMMENDED in args.losses
+    row = planning.planned("digits", "small", "torch", heads.RECOMMENDED, 0, ())
+    loss = reference.LDAMLoss(**row.settings().loss_arguments([90, 9, 1]))
+    recommended = reference.LMFLoss.from_spec(LMFSpec.recommended([90, 9, 1]))
+    z, y = np.random.default_rng(0).normal(size=(6, 3)), np.arange(6) % 3
+    np.testing.assert_allclose(loss(z, y), recommended(z, y), rtol=1e-12)

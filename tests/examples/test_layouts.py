@@ -248,6 +248,11 @@ BAD = [
     ),
     (emptied, FileNotFoundError, "class 'malignant' must have at least one image, got none in "),
     (
+        lambda r: with_class(r, "valid", "benign"),
+        ValueError,
+        "must be called train, val or test, got 'valid' in ",
+    ),
+    (
         lambda r: with_class(r, "val", "other"),
         ValueError,
         "must be among those of train, got 'other'",
