@@ -208,6 +208,22 @@ def test_what_is_said_of_training_from_scratch(sentence, pairs):
     assert words in PROSE, words
 
 
+def test_what_is_said_of_training_from_scratch_on_breast_ultrasound():
+    margins = (difference("cnn", "busi", RECOMMENDED, "la", rule) for rule in (ARGMAX, TUNED))
+    words = "on BUSI {} and {}.".format(*margins)
+    assert words in PROSE, words
+    words = f"On BUSI it gives {of_tuning('busi', 'cnn')}."
+    assert words in PROSE, words
+    assert "On BUSI, 3 to 1, no loss differs clearly from cross-entropy" in PROSE
+    verdicts = {
+        difference("cnn", "busi", loss, "ce", rule).verdict
+        for loss in losses("cnn")
+        for rule in (ARGMAX, TUNED)
+        if loss != "ce"
+    }
+    assert verdicts == {"no clear difference"}
+
+
 def test_what_a_loss_adds_from_scratch_once_tau_is_tuned():
     gains = {
         loss: difference("cnn", "pbc_lt", loss, "ce", TUNED).mean
@@ -215,7 +231,7 @@ def test_what_a_loss_adds_from_scratch_once_tau_is_tuned():
         if loss != "ce"
     }
     assert max(gains, key=gains.get) == "focal"
-    words = f"Tuning τ gives cross-entropy {of_tuning('pbc_lt', 'cnn')}"
+    words = f"Tuning τ gives cross-entropy {of_tuning('pbc_lt', 'cnn')} on PBC"
     assert words in PROSE, words
     took = sum(map(STUDIES["cnn"].seconds, STUDIES["cnn"].trainings)) / 3600
     words = f"The {len(results('cnn'))} trainings took {took:.1f} hours"
