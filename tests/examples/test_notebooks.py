@@ -126,7 +126,7 @@ def test_a_notebook_runs_and_its_table_is_true(name, data, jupyter, tmp_path):
     assert not warned, "".join(warned)
 
     dataset = datasets.load(source, 28)
-    logits = json.loads(cells["logits"].outputs[0].text)
+    logits = json.loads(printed(cells["logits"]))
     expected = columns(dataset, logits)
     rows = table(cells["table"])
     assert rows.pop("test images") == list(expected)
