@@ -254,6 +254,19 @@ def test_what_readme_says_of_three_datasets():
     above = [loss for loss in shown if over_datasets(loss, "ce", TUNED).verdict == "better"]
     assert above == ["la", RECOMMENDED]
     assert "the two on adjusted logits are above 0 in the mean, the others are not" in said
+    scratch = {
+        rule: [
+            data
+            for data in DATA
+            for loss in ("la", RECOMMENDED)
+            if difference("cnn", data, loss, "ce", rule).verdict == "better"
+        ]
+        for rule in (ARGMAX, TUNED)
+    }
+    assert scratch == {ARGMAX: ["pbc_lt"] * 2, TUNED: []}
+    assert "it gains by argmax on one of the three, and once τ is tuned on none" in said
+    words = "From scratch neither gains clearly on any of the three once τ is tuned."
+    assert words in prose(LMFSpec.recommended.__doc__)
     tuning = np.mean([of_tuning(data).mean for data in DATA])
     most = max(over_datasets(loss, "ce", TUNED).mean for loss in shown)
     assert "brings most of what there is to gain" in said and tuning > most
