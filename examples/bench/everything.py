@@ -43,6 +43,7 @@ PARTS = {
 }
 TESTS = (
     "tests/kernels/test_triton.py",
+    "tests/kernels/test_triton_compiled.py",
     "tests/loss/test_edges.py",
     "tests/loss/test_equivalence.py",
 )
@@ -136,7 +137,8 @@ def command_of(
         command += [REHEARSED_TESTS if order.rehearse else CHOICE[name]]
         command += ["-W", "default"]  # other releases than the suite runs with warn of more
         if order.device == "cuda" and find_spec("xdist"):
-            command += ["-n", "4"]  # the kernel is compiled on the CPU
+            # the kernel is compiled on the CPU
+            command += ["-n", str(min(12, os.cpu_count() or 1))]
         return [sys.executable, *command], env | {"OUTCOMES": str(part)}
     if name.startswith("sm_"):
         env |= COMPILED | {"TRITON_CACHE_DIR": str(part.parent / "cache")}

@@ -21,6 +21,8 @@ def pytest_collectreport(report: object) -> None:
 
 def tell(report: object) -> None:
     """Its name, its outcome and the last line of what it says."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose reports reach the process that began it
+        return
     lines = str(report.longrepr or "").strip().splitlines()
     found = {"test": report.nodeid, "outcome": report.outcome, "why": "".join(lines[-1:])[:300]}
     with open(os.environ["OUTCOMES"], "a", encoding="utf-8") as file:

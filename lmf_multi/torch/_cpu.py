@@ -13,22 +13,20 @@ import torch
 from torch import Tensor
 
 from lmf_multi import _kernel
-from lmf_multi._terms import Numbers, Options
 from lmf_multi.torch._closed_form import value_and_grad
+from lmf_multi.torch._layout import layout_of
 from lmf_multi.torch._mixture import Known, along_classes
+from lmf_multi.torch._operators import SCHEMA, TENSORS, batch_of, flat, may_call_operators
 from lmf_multi.torch._preparation import Batch, gradient, is_learned, prepare
 from lmf_multi.torch._tensors import (
     as_long,
     at_trace_time,
     check_memory,
     readable,
-    transforms_are_active,
 )
-from lmf_multi.torch._triton import layout_of
 
 _DTYPES = {getattr(torch, name): code for name, code in _kernel.DTYPES.items()}
 WORTH_A_CALL = 2**13  # logits; compiled operations are faster on fewer
-_is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older PyTorch cannot tell
 
 
 def takes_kernel(z: Tensor, batch: Batch) -> bool:
@@ -55,16 +53,9 @@ def _is_in_reach(z: Tensor, batch: Batch) -> bool:
 
 
 def _takes_operator(z: Tensor, batch: Batch) -> bool:
-    """Whether ``torch.compile`` is to call the kernel, as it sees these tensors.
-
-    Not in what is exported, which may run where this package is not installed, and not under the
-    transforms of ``torch.func``, which can batch and differentiate operations.
-    """
+    """Whether ``torch.compile`` is to call the kernel, as it sees these tensors."""
     return (
-        torch.compiler.is_dynamo_compiling()
-        and _is_exporting is not None
-        and not _is_exporting()
-        and not transforms_are_active()
+        may_call_operators()
         and z.device.type == batch.y.device.type == "cpu"
         and z.dtype in _DTYPES
         and z.numel() >= _worth_a_call()
@@ -87,7 +78,7 @@ def kernel_loss(z: Tensor, batch: Batch) -> Tensor | None:
     """
     with_grad = z.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return cast(Tensor, operator(z, *_flat(batch), with_grad)[0])
+        return cast(Tensor, operator(z, *flat(batch), with_grad)[0])
     known = _call(z, batch, with_grad)
     return None if known is None else Known.apply(z, known, batch)
 
@@ -174,21 +165,17 @@ def _elements(z: Tensor, batch: Batch) -> Any:
 _NAME = "lmf_multi::kernel"
 torch.library.define(
     _NAME,
-    "(Tensor z, Tensor y, Tensor? where, Tensor? margins, Tensor? class_weight, "
-    "Tensor? logit_adjustment, Tensor? total_weight, Tensor? total_examples, float[] numbers, "
-    "SymInt axis, SymInt ignore_index, str reduction, bool is_sigmoid, bool with_grad) -> "
-    "(Tensor, Tensor)",
+    f"({SCHEMA}, bool with_grad) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 operator = torch.ops.lmf_multi.kernel.default
-_TENSORS = 8  # its first arguments
 
 
 @torch.library.impl(_NAME, "CPU")
 def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The reduced loss, and its gradient, empty where nobody wants it."""
     *others, with_grad = arguments
-    batch = _batch(others)
+    batch = batch_of(others)
     given = {"input": z, "target": batch.y, "where": batch.options.where}
     for name, x in given.items():
         if x is not None:
@@ -202,35 +189,6 @@ def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return loss, z.new_empty(0) if grad is None else grad
 
 
-def _batch(others: Any) -> Batch:
-    """What the operator's arguments say."""
-    y, where, Δ, w, o, *totals, numbers, axis, ignore_index, reduction, is_sigmoid = others
-    given = None if totals[0] is None else tuple(totals)
-    options = Options(axis, where, ignore_index, reduction=reduction, totals=given)
-    return Batch(
-        y,
-        Δ,
-        w,
-        o,
-        Numbers(*numbers),
-        options,
-        is_soft=is_sigmoid and y.is_floating_point(),
-        axis=None if is_sigmoid else axis,
-        is_sigmoid=is_sigmoid,
-        look=False,
-    )
-
-
-def _flat(batch: Batch) -> tuple[Any, ...]:
-    """The operator's arguments between the logits and whether their gradient is wanted."""
-    options = batch.options
-    total_weight, total_examples = options.totals or (None, None)
-    vectors = (batch.Δ, batch.w, batch.o)
-    settings = (options.axis, options.ignore_index, options.reduction, batch.is_sigmoid)
-    totals = (total_weight, total_examples)
-    return batch.y, options.where, *vectors, *totals, [*batch.numbers], *settings
-
-
 @torch.library.register_fake(_NAME)  # type: ignore[untyped-decorator]
 def _(z: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     *_, reduction, _, with_grad = others
@@ -240,20 +198,20 @@ def _(z: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.settings = inputs[_TENSORS:-1]
+    ctx.settings = inputs[TENSORS:-1]
     ctx.set_materialize_grads(False)  # or the backward pass gets zeros of the logits' size
-    ctx.save_for_backward(*inputs[:_TENSORS], output[1])
+    ctx.save_for_backward(*inputs[:TENSORS], output[1])
 
 
 def _backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if upstream is None:
-        return (None,) * (_TENSORS + len(ctx.settings) + 1)
+        return (None,) * (TENSORS + len(ctx.settings) + 1)
     z, *tensors, grad = ctx.saved_tensors
-    batch = _batch((*tensors, *ctx.settings))
+    batch = batch_of((*tensors, *ctx.settings))
     if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
         grad = gradient(z, batch)
     grad = (along_classes(upstream, batch.axis) * grad).to(z.dtype)
-    return grad, *[None] * (_TENSORS + len(ctx.settings))
+    return grad, *[None] * (TENSORS + len(ctx.settings))
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -12,28 +12,39 @@ whenever a loss is computed.
 
 import importlib.util
 import logging
-import math
 import os
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmf_multi.torch._layout import layout_of
 from lmf_multi.torch._mixture import along_classes
-from lmf_multi.torch._preparation import Batch, gradient
-from lmf_multi.torch._tensors import as_long, is_plain
+from lmf_multi.torch._operators import (
+    ARGUMENTS,
+    SCHEMA,
+    TENSORS,
+    batch_of,
+    flat,
+    may_call_operators,
+)
+from lmf_multi.torch._preparation import Batch, gradient, is_learned
+from lmf_multi.torch._tensors import as_long, at_trace_time, check_memory, is_plain
+from lmf_multi.torch._triton_launch import (
+    LONGEST_ROW,
+    Pass,
+    Plan,
+    forward,
+    launch,
+    plan_of,
+    row_bytes,
+)
 
 _LOG = logging.getLogger("lmf_multi")
 _SWITCH = "LMF_MULTI_TRITON"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_TILE = 4096  # elements of a program, 32 for each of its threads
-_LONGEST_ROW = 2**16  # that stays in registers, in bytes of the dtype of its arithmetic
-_LONGEST_ROW_OF_ALL_CLASSES = 2**14  # whose terms take several times as many
-_BLOCK = 4096  # of a longer row
-_FINISH = 1024  # programs whose sums are added at a time
-_MOST_ROWS = 2**31 - 2**16  # counted in 32 bits, a last tile included
+_LONGEST_ROW_OF_ALL_CLASSES = 2**14  # in bytes; their terms take several times as many
 
 
 @cache
@@ -50,11 +61,33 @@ def takes_fused(z: Tensor, batch: Batch) -> bool:
 
     On CUDA devices; on CPUs where the environment says so, and the CPU kernel does not take them.
     """
+    if torch.compiler.is_compiling():
+        return _takes_operator(z, batch)
     return (
-        is_plain(z)  # first, for what compiles does not look at the environment
+        is_plain(z)
         and z.device.type in _wanted_on(os.environ.get(_SWITCH, "1"))
         and supports(z, batch)
     )
+
+
+def _takes_operator(z: Tensor, batch: Batch) -> bool:
+    """Whether ``torch.compile`` is to call the kernel: not for distributions."""
+    return (
+        may_call_operators()
+        and not (batch.is_soft or batch.is_sigmoid or is_learned(batch))
+        and batch.y.device == z.device
+        and z.dtype in _DTYPES
+        and not (_is_of_all(batch) and _is_too_long(z, batch))
+        and _is_wanted(z.device.type, z.device.index)
+    )
+
+
+@at_trace_time
+def _is_wanted(kind: str, index: int | None) -> bool:
+    """Whether compiled code takes the kernel on such a device."""
+    wanted = kind in _wanted_on(os.environ.get(_SWITCH, "1"))
+    device = torch.device(kind) if index is None else torch.device(kind, index)
+    return wanted and available() and _runs_on(device)
 
 
 @cache
@@ -74,7 +107,6 @@ def supports(z: Tensor, batch: Batch) -> bool:
     4096 classes, in float64 2048; not distributions that want a gradient; not the sigmoid form.
     """
     y, axis = batch.y, batch.options.axis
-    is_of_all = batch.is_soft or batch.numbers.label_smoothing != 0
     return (
         not batch.is_sigmoid
         and available()
@@ -82,9 +114,18 @@ def supports(z: Tensor, batch: Batch) -> bool:
         and y.device == z.device
         and z.dtype in _DTYPES
         and not (batch.is_soft and y.requires_grad)
-        and not (is_of_all and _row_bytes(z, axis) > _LONGEST_ROW_OF_ALL_CLASSES)
+        and not (_is_of_all(batch) and _is_too_long(z, batch))
         and layout_of(z, y, axis) is not None
     )
+
+
+def _is_of_all(batch: Batch) -> bool:
+    """Whether the terms of all classes count, not those of the labelled ones alone."""
+    return bool(batch.is_soft or batch.numbers.label_smoothing != 0)
+
+
+def _is_too_long(z: Tensor, batch: Batch) -> bool:
+    return row_bytes(z.shape[batch.options.axis], z.dtype) > _LONGEST_ROW_OF_ALL_CLASSES
 
 
 @cache
@@ -96,229 +137,144 @@ def _runs_on(device: torch.device) -> bool:
 
 
 def fused_loss(z: Tensor, batch: Batch) -> Tensor:
-    """The reduced loss, as :func:`lmf_multi.torch.lmf_loss`, of what ``supports`` takes.
+    """The reduced loss, as :func:`lmf_multi.torch.lmf_loss`, of what ``takes_fused`` takes.
 
     Returns:
         float32, or float64 for float64 logits. A label out of range gives NaN.
     """
+    if torch.compiler.is_compiling():
+        loss: Tensor = operator(z, *flat(batch))[0]
+    else:
+        loss = _FusedLoss.apply(z, _contiguous(batch))
+    return loss
+
+
+def _contiguous(batch: Batch) -> Batch:
+    """With labels, masks and vectors as the kernel reads them; it casts labels to int64 itself."""
     y, where, α = batch.y, batch.options.where, batch.numbers.alpha
-    if not batch.is_soft:  # the kernel casts to int64
+    if not batch.is_soft:
         y = (as_long(y) if y.dtype == torch.uint64 else y).contiguous()
     given = (where, batch.Δ if α else None, batch.w, batch.o)
     where, Δ, w, o = (None if v is None else v.contiguous() for v in given)
-    batch = batch._replace(y=y, Δ=Δ, w=w, o=o, options=batch.options.but(where=where))
-    loss: Tensor = _FusedLoss.apply(z, batch)
-    return loss
+    return batch._replace(y=y, Δ=Δ, w=w, o=o, options=batch.options.but(where=where))
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, batch: Batch) -> Tensor:
-        loss, normalizers, statistics = _loss(z, batch)
-        ctx.batch = batch
+        ctx.batch, ctx.plan = batch, plan_of(z, batch)
+        loss, coefficients, statistics = forward(z, batch, ctx.plan)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, batch.y, batch.options.where, normalizers, statistics)
+        ctx.save_for_backward(z, batch.y, batch.options.where, coefficients, statistics)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, None]:
         if upstream is None:
             return None, None
-        z, _, _, normalizers, statistics = ctx.saved_tensors
+        z, _, _, coefficients, statistics = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient: let autograd see it
-            grad = (along_classes(upstream, ctx.batch.axis) * gradient(z, ctx.batch)).to(z.dtype)
-        else:
-            grad = torch.empty_like(z)
-            # one number for all rows, as sum() hands it down, has strides of 0
-            upstream = upstream.contiguous() if any(upstream.stride()) else upstream
-            _launch(z, ctx.batch, _Pass(None, statistics, grad, upstream, normalizers))
-        return grad, None
+            return _differentiable(z, ctx.batch, upstream), None
+        kept = (coefficients, statistics)
+        return _of_logits(z, ctx.batch, ctx.plan, upstream, *kept), None
 
 
-class _Pass(NamedTuple):
-    """What a pass writes and reads beside logits and labels, as the kernel names it."""
-
-    out: Tensor | None
-    statistics: Tensor | None
-    grad: Tensor | None = None
-    upstream: Tensor | None = None
-    normalizers: Tensor | None = None
-
-
-def _loss(z: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss, what the means divide by, and statistics of rows that do not fit a block."""
-    axis, dtype = batch.options.axis, torch.promote_types(z.dtype, torch.float32)
-    C = z.shape[axis]
-    N, tile = z.numel() // C, _tile(z, batch)
-    statistics = z.new_empty((3, N), dtype=dtype) if tile.block < C else None
-    if batch.options.reduction == "none":
-        out = z.new_empty(z.shape[:axis] + z.shape[axis + 1 :], dtype=dtype)
-        _launch(z, batch, _Pass(out, statistics))
-        return out, None, statistics
-    sums = z.new_empty((4, tile.programs(N)), dtype=torch.float64)
-    _launch(z, batch, _Pass(sums, statistics))
-    loss, normalizers = _finish(sums, batch, dtype)
-    return loss, normalizers, statistics
+def _of_logits(
+    z: Tensor,
+    batch: Batch,
+    plan: Plan,
+    upstream: Tensor,
+    coefficients: Tensor | None,
+    statistics: Tensor | None,
+) -> Tensor:
+    """The gradient, in their dtype and layout."""
+    grad = torch.empty_like(z)
+    # one number for all rows, as sum() hands it down, has strides of 0
+    upstream = upstream.contiguous() if any(upstream.stride()) else upstream
+    launch(z, batch, plan, Pass(None, statistics, grad, upstream, coefficients))
+    return grad
 
 
-def _finish(sums: Tensor, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The reduced loss (), and what its two terms were divided by (2,), of sums (4, programs)."""
-    from lmf_multi.torch import _triton_kernels as kernels
-
-    if sums.shape[1] > 16 * _FINISH:  # more than one program should add
-        sums = sums.sum(1, keepdim=True)
-    weight, examples = batch.options.totals or (None, None)
-    loss, normalizers = sums.new_empty((), dtype=dtype), sums.new_empty(2)
-    with _on(sums.device):
-        kernels.finish[(1,)](
-            sums=sums,
-            total_weight=_sum(weight, sums),
-            total_examples=_sum(examples, sums),
-            loss=loss,
-            normalizers=normalizers,
-            programs=sums.shape[1],
-            alpha=batch.numbers.alpha,
-            beta=batch.numbers.beta,
-            BY_WEIGHT=batch.options.reduction == "mean",
-            BY_EXAMPLES=batch.options.reduction in ("mean", "batch_mean"),
-            BLOCK=_FINISH,
-            enable_fp_fusion=True,
-        )
-    return loss, normalizers
+def _differentiable(z: Tensor, batch: Batch, upstream: Tensor) -> Tensor:
+    """Upstream times gradient, in operations."""
+    return (along_classes(upstream, batch.axis) * gradient(z, batch)).to(z.dtype)
 
 
-def _sum(total: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if total is None else total.to(like.device, like.dtype).sum()
+# --- in compiled code, two operators, as what compiles sees no numbers
 
 
-def _launch(z: Tensor, batch: Batch, run: _Pass) -> None:
-    from lmf_multi.torch import _triton_kernels as kernels
-
-    (y, Δ, w, o, numbers, options, soft, *_), tile = batch, _tile(z, batch)
-    layout, C, ignored = layout_of(z, y, options.axis), z.shape[options.axis], options.ignore_index
-    assert layout is not None, "supports() refuses these strides"
-    (z_outer, z_inner, z_class), (y_outer, y_inner, y_class) = layout.z, layout.y
-    grad_outer, grad_inner, grad_class = layout.grad
-    with _on(z.device):
-        kernels.mixture[(tile.programs(z.numel() // C),)](
-            z=z,
-            y=y,
-            where=options.where,
-            Δ=Δ,
-            w=w,
-            o=o,
-            **run._asdict(),
-            N=z.numel() // C,
-            inner=layout.inner,
-            z_outer=z_outer,
-            z_inner=z_inner,
-            z_class=z_class,
-            y_outer=y_outer,
-            y_inner=y_inner,
-            y_class=y_class,
-            grad_outer=grad_outer,
-            grad_inner=grad_inner,
-            grad_class=grad_class,
-            upstream_stride=0 if run.upstream is None or not any(run.upstream.stride()) else 1,
-            one=1,
-            ignore_index=0 if ignored is None else ignored,
-            alpha=numbers.alpha,
-            beta=numbers.beta,
-            gamma=numbers.gamma,
-            scale=numbers.scale,
-            smoothing=numbers.label_smoothing,
-            C=C,
-            BLOCK=tile.block,
-            ROWS=tile.rows,
-            ALIGNMENT=layout.alignment,
-            ROW_A_THREAD=z_class == 1 and tile.block <= 32,
-            DTYPE=kernels.FLOAT64 if z.dtype == torch.float64 else kernels.FLOAT32,
-            SOFT=soft,
-            SMOOTHED=numbers.label_smoothing != 0,
-            IGNORES=ignored is not None and not soft,
-            FOCAL=numbers.beta != 0,
-            REDUCED=run.out is not None and options.reduction != "none",
-            num_warps=tile.warps,
-            # Triton 3.10 changes the default; no product here is rounded on purpose
-            enable_fp_fusion=True,
-        )
+_NAME, _GRADIENT = "lmf_multi::fused", "lmf_multi::fused_gradient"
+_KEPT = "Tensor coefficients, Tensor statistics"  # for the backward pass; empty if there are none
+for _name, _signature in (
+    (_NAME, f"({SCHEMA}) -> (Tensor, Tensor, Tensor)"),
+    (_GRADIENT, f"(Tensor upstream, {_KEPT}, {SCHEMA}) -> Tensor"),
+):
+    torch.library.define(_name, _signature, tags=torch.Tag.pt2_compliant_tag)
+operator = torch.ops.lmf_multi.fused.default
+_gradient_operator = torch.ops.lmf_multi.fused_gradient.default
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@torch.library.impl(_NAME, ("CPU", "CUDA"))
+def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The reduced loss, and what the backward pass reads."""
+    z, batch = _readable(z, arguments)
+    loss, coefficients, statistics = forward(z, batch, plan_of(z, batch))
+    if coefficients is None:
+        coefficients = loss.new_empty(0, dtype=torch.float64)
+    return loss, coefficients, loss.new_empty(0) if statistics is None else statistics
 
 
-class _Tile(NamedTuple):
-    """What a program takes at a time: rows × block elements."""
-
-    rows: int
-    block: int
-    warps: int
-
-    def programs(self, N: int) -> int:
-        return -(-N // self.rows)
+def _readable(z: Tensor, arguments: Any) -> tuple[Tensor, Batch]:
+    """Logits and batch as the kernel reads them, whatever the strides are."""
+    batch = batch_of(arguments)
+    for name, x in (("input", z), ("target", batch.y)):
+        check_memory(name, x)
+    is_in_reach = layout_of(z, batch.y, batch.options.axis) is not None
+    return z if is_in_reach else z.contiguous(), _contiguous(batch)
 
 
-def _tile(z: Tensor, batch: Batch) -> _Tile:
-    # the terms of all classes, and float64, take several times the registers
-    axis, ε = batch.options.axis, batch.numbers.label_smoothing
-    heavy = batch.is_soft or ε != 0 or z.dtype == torch.float64
-    size, each = (_TILE // 4, 8) if heavy else (_TILE, 32)
-    in_registers = _row_bytes(z, axis) <= _LONGEST_ROW
-    block = _power_of_2(z.shape[axis]) if in_registers else _BLOCK
-    rows = min(512, max(1, size // block))
-    return _Tile(rows, block, min(16, max(4, rows * block // (32 * each))))
+@torch.library.register_fake(_NAME)  # type: ignore[untyped-decorator]
+def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, dtype = batch_of(arguments), torch.promote_types(z.dtype, torch.float32)
+    is_reduced, C = batch.options.reduction != "none", z.shape[batch.options.axis]
+    loss = z.new_empty(() if is_reduced else batch.y.shape, dtype=dtype)
+    is_long = row_bytes(C, z.dtype) > LONGEST_ROW
+    statistics = z.new_empty((3, z.numel() // C) if is_long else 0, dtype=dtype)
+    return loss, z.new_empty(2 if is_reduced else 0, dtype=torch.float64), statistics
 
 
-def _row_bytes(z: Tensor, axis: int) -> int:
-    return _power_of_2(z.shape[axis]) * (8 if z.dtype == torch.float64 else 4)
+@torch.library.impl(_GRADIENT, ("CPU", "CUDA"))
+def _(
+    upstream: Tensor, coefficients: Tensor, statistics: Tensor, given: Tensor, *arguments: Any
+) -> Tensor:
+    """Of the logits, in their dtype and layout."""
+    z, batch = _readable(given, arguments)
+    kept = (x if x.numel() else None for x in (coefficients, statistics))
+    grad = _of_logits(z, batch, plan_of(z, batch), upstream, *kept)
+    return grad if z is given else torch.empty_like(given).copy_(grad)
 
 
-def _power_of_2(n: int) -> int:
-    """The smallest that is 2 or more, and at least n."""
-    return 1 << max(n - 1, 1).bit_length()
+@torch.library.register_fake(_GRADIENT)  # type: ignore[untyped-decorator]
+def _(upstream: Tensor, coefficients: Tensor, statistics: Tensor, z: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(z)
 
 
-class _Layout(NamedTuple):
-    """Row r of an array starts at (r // inner) · stride[0] + (r % inner) · stride[1]."""
-
-    inner: int
-    z: tuple[int, int, int]
-    y: tuple[int, int, int]
-    grad: tuple[int, int, int]
-    alignment: int
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.settings = inputs[TENSORS:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:TENSORS], *output[1:])
 
 
-def layout_of(z: Tensor, y: Tensor, axis: int) -> _Layout | None:
-    """Strides of rows and classes, or None where the rows' axes are more than two."""
-    y_strides = y.stride() if y.is_floating_point() else None
-    return _strides(z.shape, axis % z.dim(), z.stride(), y_strides)
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if upstream is None:
+        return (None,) * ARGUMENTS
+    z, *tensors, coefficients, statistics = ctx.saved_tensors
+    arguments = (*tensors, *ctx.settings)
+    if torch.is_grad_enabled():
+        grad = _differentiable(z, batch_of(arguments), upstream)
+    else:
+        grad = _gradient_operator(upstream, coefficients, statistics, z, *arguments)
+    return grad, *[None] * (ARGUMENTS - 1)
 
 
-@lru_cache(maxsize=256)
-def _strides(
-    shape: torch.Size, axis: int, z: tuple[int, ...], y: tuple[int, ...] | None
-) -> _Layout | None:
-    grad = torch.empty_like(torch.empty_strided(shape, z, device="meta")).stride()
-    arrays = (z, grad, z if y is None else y)
-    axes: list[tuple[int, list[int]]] = []
-    for i, size in enumerate(shape):
-        steps = [strides[i] for strides in arrays]
-        if i == axis or size == 1 or 0 in shape:  # no rows lie anywhere
-            continue
-        if axes and axes[-1][1] == [size * step for step in steps]:
-            axes[-1] = (axes[-1][0] * size, steps)
-        else:
-            axes.append((size, steps))
-    rows = math.prod(size for size, _ in axes)
-    reach = max(strides[axis] for strides in arrays) * (shape[axis] - 1)
-    if len(axes) > 2 or rows > _MOST_ROWS or reach >= 2**31:
-        return None
-    inner = axes[1][0] if len(axes) == 2 else 1
-    outers, inners = [*(steps for _, steps in axes), [0] * 3, [0] * 3][:2]
-    z_, grad_, y_ = (
-        (outer, inner_, strides[axis])
-        for outer, inner_, strides in zip(outers, inners, arrays, strict=True)
-    )
-    return _Layout(inner, z_, y_, grad_, math.gcd(16, *outers, *inners))
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -10,8 +10,11 @@ Arithmetic is in DTYPE, float32 except for float64 logits, with the rounding err
 put back as in ``lmf_multi.jax._closed_form``: float64 is slow on most GPUs.
 """
 
+import os
+
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 FLOAT32, FLOAT64 = tl.float32, tl.float64  # DTYPE's values, for callers
 _INF = tl.constexpr(float("inf"))
@@ -20,6 +23,7 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 _LOG2E_TAIL = tl.constexpr(1.9259629911266e-08)  # what float32 loses of it
 # Beyond every log-odds that matters, and small enough for products with it to stay finite.
 _LARGE = tl.constexpr(1e18)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit(do_not_specialize=["one"])
@@ -34,7 +38,7 @@ def mixture(
     statistics,  # (3, N), kept for the backward pass of rows longer than BLOCK
     grad,  # backward: gradient of the logits, in their dtype; None in the forward pass
     upstream,  # backward: gradient of the loss
-    normalizers,  # backward: what LDAM and focal are divided by (2,), or None
+    coefficients,  # backward: what LDAM and focal count for (2,), or None for alpha and beta
     N,
     inner,  # row r is (r // inner, r % inner) for the strides
     z_outer,
@@ -57,7 +61,9 @@ def mixture(
     C: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    STEPS: tl.constexpr,  # how often a program takes that many rows
     ALIGNMENT: tl.constexpr,  # a divisor of every row's offsets, for loads of several elements
+    WITHIN: tl.constexpr,  # whether the rows of a step always share rows // inner
     ROW_A_THREAD: tl.constexpr,  # though the classes of a row are neighbours in memory
     DTYPE: tl.constexpr,
     SOFT: tl.constexpr,
@@ -67,26 +73,67 @@ def mixture(
     REDUCED: tl.constexpr,
 ):
     """a LDAM_y + b Focal_y of each example, their sums, or their gradient."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = rows < N
-    i, j = (rows // inner).to(tl.int64), (rows % inner).to(tl.int64)
-    z += _offsets(i, z_outer, ALIGNMENT) + _offsets(j, z_inner, ALIGNMENT)
     if ROW_A_THREAD:
         # threads share a row whose elements are known to be neighbours, and each of them would do
         # all the arithmetic that a row takes once: for few classes that is most of it
         z_class, y_class = z_class * one, y_class * one
-    s, γ = tl.full([], scale, DTYPE), tl.full([], gamma, DTYPE)
-    a, b, u = (
-        tl.full([], alpha, tl.float64),
-        tl.full([], beta, tl.float64),
-        tl.full([ROWS], 1, DTYPE),
-    )
+    s, γ, ε = tl.full([], scale, DTYPE), tl.full([], gamma, DTYPE), tl.full([], smoothing, DTYPE)
+    if coefficients is None:
+        a, b = tl.full([], alpha, DTYPE), tl.full([], beta, DTYPE)
+    else:
+        a, b = tl.load(coefficients).to(DTYPE), tl.load(coefficients + 1).to(DTYPE)
+    ldam, focal = tl.zeros([ROWS], DTYPE), tl.zeros([ROWS], DTYPE)
+    W, presence = tl.zeros([ROWS], DTYPE), tl.zeros([ROWS], DTYPE)
+    for step in range(STEPS):
+        start = (tl.program_id(0) * STEPS + step) * ROWS
+        ldam_of, focal_of, W_of, presence_of = _rows(
+            z, y, where, Δ, w, o, out, statistics, grad, upstream, start, N, inner,
+            z_outer, z_inner, z_class, y_outer, y_inner, y_class,
+            grad_outer, grad_inner, grad_class, upstream_stride, one, ignore_index, a, b, γ, s, ε,
+            C, BLOCK, ROWS, ALIGNMENT, WITHIN, DTYPE, SOFT, SMOOTHED, IGNORES, FOCAL, REDUCED,
+        )  # fmt: skip
+        ldam, focal = ldam + ldam_of, focal + focal_of
+        W, presence = W + W_of, presence + presence_of
+    if REDUCED:
+        out += tl.program_id(0)
+        programs = tl.num_programs(0)
+        tl.store(out, tl.sum(ldam, 0))
+        tl.store(out + programs, tl.sum(focal, 0))
+        tl.store(out + 2 * programs, tl.sum(W, 0))
+        tl.store(out + 3 * programs, tl.sum(presence, 0))
+
+
+@triton.jit
+def _rows(
+    z, y, where, Δ, w, o, out, statistics, grad, upstream, start, N, inner,
+    z_outer, z_inner, z_class, y_outer, y_inner, y_class,
+    grad_outer, grad_inner, grad_class, upstream_stride, one, ignore_index, a, b, γ, s, ε,
+    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    WITHIN: tl.constexpr, DTYPE: tl.constexpr, SOFT: tl.constexpr, SMOOTHED: tl.constexpr,
+    IGNORES: tl.constexpr, FOCAL: tl.constexpr, REDUCED: tl.constexpr,
+):  # fmt: skip
+    """w LDAM_y, w Focal_y, w_y and presence of the examples from a start on (ROWS,), or what is
+    stored of each."""
+    rows = start + tl.arange(0, ROWS)
+    inside = rows < N
+    if WITHIN:  # one division for all rows, whose first is a multiple of ROWS, as inner is
+        i, j = start // inner, start % inner
+        if z.dtype.element_ty.primitive_bitwidth == 16:
+            # else the compiler, which loads 16 bytes at once, gives each thread 8 rows, and has
+            # several threads do the arithmetic of the same ones
+            j = tl.multiple_of(j * one, 4)
+        else:
+            j = tl.multiple_of(j, ROWS)
+        j += tl.arange(0, ROWS)
+    else:
+        i, j = rows // inner, rows % inner
+    i, j = i.to(tl.int64), j.to(tl.int64)
+    z += _offsets(i, z_outer, ALIGNMENT) + _offsets(j, z_inner, ALIGNMENT)
+    u = tl.full([ROWS], 1, DTYPE)
     if grad is not None:
         grad += _offsets(i, grad_outer, ALIGNMENT) + _offsets(j, grad_inner, ALIGNMENT)
         u = tl.load(upstream + rows * upstream_stride, inside, 0.0).to(DTYPE)
-        if normalizers is not None:
-            a, b = a / tl.load(normalizers), b / tl.load(normalizers + 1)
-    a, b = a.to(DTYPE) * u, b.to(DTYPE) * u
+    a, b = a * u, b * u
 
     valid = inside
     if where is not None:
@@ -97,7 +144,6 @@ def mixture(
     else:
         y, valid, presence = _targets(y + rows, inside, valid, ignore_index, C, IGNORES, DTYPE)
     if SOFT or SMOOTHED:
-        ε = tl.full([], smoothing, DTYPE)
         ldam, focal, W = _all_classes(
             z, y, Δ, w, o, grad, valid, inside, presence, a, b, γ, s, ε,
             z_class, y_class, grad_class, C, BLOCK, DTYPE, SOFT, SMOOTHED, FOCAL,
@@ -112,22 +158,14 @@ def mixture(
             z, y, Δ, w, o, grad, statistics + rows, N, valid, inside, presence, a, b, γ, s,
             z_class, grad_class, C, BLOCK, DTYPE, FOCAL,
         )  # fmt: skip
-
-    if grad is None:
-        if REDUCED:
-            out += tl.program_id(0)
-            programs = tl.num_programs(0)
-            tl.store(out, tl.sum(ldam, 0))
-            tl.store(out + programs, tl.sum(focal, 0))
-            tl.store(out + 2 * programs, tl.sum(W, 0))
-            tl.store(out + 3 * programs, tl.sum(presence, 0))
-        else:
-            loss = tl.zeros_like(presence)
-            if Δ is not None:
-                loss += a * ldam
-            if FOCAL:
-                loss += b * focal
-            tl.store(out + rows, loss, inside)
+    if grad is None and not REDUCED:
+        loss = tl.zeros_like(presence)
+        if Δ is not None:
+            loss += a * ldam
+        if FOCAL:
+            loss += b * focal
+        tl.store(out + rows, loss, inside)
+    return ldam, focal, W, presence
 
 
 @triton.jit
@@ -136,7 +174,7 @@ def finish(
     total_weight,  # () or None: the total class weight
     total_examples,  # and the number of examples in place of those of the batch
     loss,  # ()
-    normalizers,  # (2,)
+    coefficients,  # (2,)
     programs,
     alpha: tl.float64,
     beta: tl.float64,
@@ -145,31 +183,31 @@ def finish(
     BLOCK: tl.constexpr,
 ):
     """The loss from the programs' sums, which are added in the same order each time."""
+    i = tl.arange(0, BLOCK)
+    ldam, focal = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    W, presence = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    for start in range(0, programs, BLOCK):
+        inside = start + i < programs
+        ldam += tl.load(sums + start + i, inside, 0.0).to(tl.float64)
+        focal += tl.load(sums + programs + start + i, inside, 0.0).to(tl.float64)
+        if BY_EXAMPLES and total_weight is None:
+            W += tl.load(sums + 2 * programs + start + i, inside, 0.0).to(tl.float64)
+            presence += tl.load(sums + 3 * programs + start + i, inside, 0.0).to(tl.float64)
     by_weight, by_examples = tl.full([], 1.0, tl.float64), tl.full([], 1.0, tl.float64)
     if BY_EXAMPLES:
         if total_weight is None:
-            total = _total(sums + 2 * programs, programs, BLOCK)
-            n = _total(sums + 3 * programs, programs, BLOCK)
+            total, n = tl.sum(W, 0), tl.sum(presence, 0)
         else:
             total, n = tl.load(total_weight), tl.load(total_examples)
         by_examples = tl.where(n < 1, 1.0, n)
         by_weight = by_examples
         if BY_WEIGHT:
             by_weight = tl.where(total == 0, 1.0, total)
-    ldam = tl.full([], alpha, tl.float64) * _total(sums, programs, BLOCK)
-    focal = tl.full([], beta, tl.float64) * _total(sums + programs, programs, BLOCK)
-    tl.store(loss, ldam / by_weight + focal / by_examples)
-    tl.store(normalizers, by_weight)
-    tl.store(normalizers + 1, by_examples)
-
-
-@triton.jit
-def _total(values, n, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, n, BLOCK):
-        total += tl.load(values + start + i, start + i < n, 0.0)
-    return tl.sum(total, 0)
+    # here, once: a division in float64 costs the other kernel a third of its registers
+    a, b = tl.full([], alpha, tl.float64) / by_weight, tl.full([], beta, tl.float64) / by_examples
+    tl.store(loss, a * tl.sum(ldam, 0) + b * tl.sum(focal, 0))
+    tl.store(coefficients, a)
+    tl.store(coefficients + 1, b)
 
 
 @triton.jit
@@ -203,10 +241,7 @@ def _one_class(
 ):  # fmt: skip
     """w LDAM_y, w Focal_y and w_y of each example, or its gradient stored."""
     x, lost, in_row, is_y = _logits(z, y, o, inside, 0, z_class, C, BLOCK, DTYPE)
-    z_y = tl.sum(tl.where(is_y, x, 0.0), 0)
-    lost_y = z_y
-    if o is not None:
-        lost_y = tl.sum(tl.where(is_y, lost, 0.0), 0)
+    z_y, lost_y = _labelled(z, y, o, valid, z_class, C, DTYPE)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
     x = tl.where(is_y | ~valid[None, :], -_INF, x)
     M = _below(_at_least(tl.max(x, 0), -_LARGE), o)
@@ -234,10 +269,7 @@ def _one_class_online(
     C: tl.constexpr, BLOCK: tl.constexpr, DTYPE: tl.constexpr, FOCAL: tl.constexpr,
 ):  # fmt: skip
     """The same where a row is longer than a block; its maximum and sums stay for the gradient."""
-    z_y = tl.load(z + y * z_class, valid & (y < C), 0.0).to(DTYPE)
-    lost_y = z_y
-    if o is not None:
-        z_y, lost_y = _difference(z_y, -tl.load(o + y, valid & (y < C), 0.0).to(DTYPE))
+    z_y, lost_y = _labelled(z, y, o, valid, z_class, C, DTYPE)
     if grad is None:
         M = tl.zeros_like(presence) - _LARGE
         S_s, S = tl.zeros_like(presence), tl.zeros_like(presence)
@@ -290,6 +322,20 @@ def _logits(
 
 
 @triton.jit
+def _labelled(z, y, o, valid, z_class, C: tl.constexpr, DTYPE: tl.constexpr):
+    """The logit of each row's label, and with an adjustment what adding it lost.
+
+    Read once more, from the cache: to pick it out of the row takes two operations a class.
+    """
+    known = valid & (y < C)
+    z_y = tl.load(z + y * z_class, known, 0.0).to(DTYPE)
+    lost = z_y
+    if o is not None:
+        z_y, lost = _difference(z_y, -tl.load(o + y, known, 0.0).to(DTYPE))
+    return z_y, lost
+
+
+@triton.jit
 def _below(M, o):
     """A little less than the largest of adjusted logits, which was rounded: without rounding it is
     above, so that its exponential is 1 or more."""
@@ -329,7 +375,7 @@ def _row(
         ldam, slope = _ldam(_log_odds(z_y, M, S_s, s, margin, lost, o), s)
         ldam, G_s = _times(W, ldam), tl.where(valid, a * (W * slope), 0.0)
     if FOCAL:
-        focal, slope = _focal(_log_odds(z_y, M, S, 1.0, 0.0, lost, o), γ)
+        focal, slope = _focal(_log_odds(z_y, M, S, 1.0, None, lost, o), γ)
         focal, G = _times(W, focal), tl.where(valid, b * (W * slope), 0.0)
     return ldam, focal, W, G_s, G
 
@@ -394,7 +440,7 @@ def _all_classes(
         g += _chain(a[None, :] * (q * slope), e, S, r_top, is_top)
     if FOCAL:
         e, S, r_top = _sums_of_others(x, M, lost, o, others, is_top, 1.0)
-        focal_j, slope = _focal(_log_odds(x, M_j, S, 1.0, 0.0, lost, o), γ)
+        focal_j, slope = _focal(_log_odds(x, M_j, S, 1.0, None, lost, o), γ)
         focal = tl.sum(_times(q, focal_j), 0)
         g += _chain(b[None, :] * (q * slope), e, S, r_top, is_top)
     if grad is not None:
@@ -424,9 +470,10 @@ def _chain(G, e, S, r_top, is_top):
 def _log_odds(z, M, S, s, Δ, lost, o):
     """s (z - M - Δ) - log S, with the rounding errors of the differences, times s, put back; with
     an adjustment that of z too."""
-    d, of_M = _difference(z, M)
-    h, of_margin = _difference(d, Δ)
-    errors = of_M + of_margin
+    h, errors = _difference(z, M)
+    if Δ is not None:
+        h, of_margin = _difference(h, Δ)
+        errors += of_margin
     if o is not None:
         errors += lost
     return s * h + (s * errors - tl.log(S))
@@ -461,9 +508,17 @@ def _focal(ω, γ):
 
 @triton.jit
 def _exps(x, s):
-    """e^{s x} of x ≤ 0 in the fastest way; what is smaller than 2^-100 is far below any epsilon."""
-    x = x * (s * _LOG2E)
-    return tl.exp2(tl.where(x < -100, -100.0, x))
+    """e^{s x} of x ≤ 0 in the fastest way; what is smaller than a normal number may become 0."""
+    return _exp2(x * (s * _LOG2E))
+
+
+@triton.jit
+def _exp2(x):
+    """2^x, in one instruction: tl.exp2, which gives subnormal numbers too, takes four."""
+    if _INTERPRETED or x.dtype == tl.float64:
+        return tl.exp2(x)
+    else:
+        return libdevice.exp2(x)
 
 
 @triton.jit
@@ -471,7 +526,7 @@ def _exp(x):
     """e^x of x ≤ 0 to the last digits, subnormal numbers too.
 
     On NVIDIA's GPUs ``tl.exp`` of float32 is 2^(x log2 e), which loses x times an epsilon, and
-    ``tl.exp2`` flushes subnormal results to 0: hence the product's tail, and the square of a root.
+    ``_exp2`` flushes subnormal results to 0: hence the product's tail, and the square of a root.
     """
     if x.dtype == tl.float64:
         return tl.exp(x)
@@ -479,15 +534,16 @@ def _exp(x):
         x = tl.where(x < -150, -75.0, x * 0.5)
         t = x * _LOG2E
         lost = tl.fma(x, _LOG2E, -t) + x * _LOG2E_TAIL
-        root = tl.exp2(t) * (1 + lost * _LN2)
+        root = _exp2(t) * (1 + lost * _LN2)
         return root * root
 
 
 @triton.jit
 def _log1p(u):
-    """log(1 + u), the quotient undoing what rounds in 1 + u (Kahan)."""
+    """log(1 + u) of u in [0, 1]. What rounds in v = 1 + u is put back; it counts for 1 / v, for
+    which 1 - u is near enough, as less is lost the smaller u is."""
     v = 1 + u
-    return tl.where(v == 1, u, tl.log(v) * (u / tl.where(v == 1, 1.0, v - 1)))
+    return tl.log(v) - ((v - 1) - u) * (1 - u)
 
 
 @triton.jit

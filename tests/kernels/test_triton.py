@@ -97,23 +97,24 @@ def test_compiles_without_a_gpu(capability, tmp_path):
         if kernel["shape"] not in ("in blocks", "most of all"):
             assert kernel["spilt"] == kernel["stack"] == 0, kernel
 
-    # 32 elements for each of 128 threads, loaded once in either pass, 16 bytes at a time
-    for shape, dtype, count in (
-        ("wide", "float32", 8),
-        ("wide", "bfloat16", 4),
-        ("pixels", "float32", 8),
-        ("pixels", "bfloat16", 4),
+    # 32 elements for each thread, loaded once in either pass, 16 bytes at a time, or where threads
+    # have 4 rows each 8 of bfloat16; and once more the labelled element of each row
+    for shape, dtype, count, vector, rows in (
+        ("wide", "float32", 8, "v4.b32", 1),
+        ("wide", "bfloat16", 4, "v4.b32", 1),
+        ("pixels", "float32", 8, "v4.b32", 4),
+        ("pixels", "bfloat16", 8, "v2.b32", 4),
     ):
         call = {"shape": shape, "dtype": dtype}
         forward, backward = (
             next(kernel for kernel in kernels if kernel.items() >= (call | each).items())
             for each in ({"kernel": "forward"}, {"kernel": "backward"})
         )
-        assert forward["loads"].count("ld.global.v4.b32") == count
-        assert backward["loads"].count("ld.global.v4.b32") == count
-        assert backward["stores"] == count * ["st.global.v4.b32"]
+        assert forward["loads"].count(f"ld.global.{vector}") == count
+        assert backward["loads"].count(f"ld.global.{vector}") == count
+        assert backward["stores"] == count * [f"st.global.{vector}"]
         element = {"float32": "b32", "bfloat16": "b16"}[dtype]
-        assert f"ld.global.{element}" not in forward["loads"]
+        assert forward["loads"].count(f"ld.global.{element}") == rows
 
 
 LAYOUTS = {
@@ -203,9 +204,10 @@ def test_long_rows(backend, dtype):
 @pytest.mark.parametrize("scale", [1.0, 64.0])
 def test_blocks_of_a_row(backend, monkeypatch, scale, gamma, dtype):
     """The hard examples in blocks of two classes."""
-    fused = load("lmf_multi.torch._triton")
-    monkeypatch.setattr(fused, "_LONGEST_ROW", 0)
-    monkeypatch.setattr(fused, "_BLOCK", 2)
+    launch = load("lmf_multi.torch._triton_launch")
+    monkeypatch.setattr(launch, "LONGEST_ROW", 0)
+    monkeypatch.setattr(launch, "_BLOCK", 2)
+    launch._plan.cache_clear()
     logits, labels = hard_examples()
     where = np.arange(len(labels)) % 5 != 3
     case = Case(logits, np.where(where, labels, -1), COUNTS, WEIGHTS, where=where)
@@ -224,9 +226,11 @@ def test_blocks_of_a_row(backend, monkeypatch, scale, gamma, dtype):
 
 def test_many_programs(fused, monkeypatch):
     """More sums than one program adds at a time, and more than it adds at all."""
-    torch = load("torch")
-    monkeypatch.setattr(fused, "_TILE", 1)  # a program a row
-    monkeypatch.setattr(fused, "_FINISH", 4)
+    torch, launch = load("torch"), load("lmf_multi.torch._triton_launch")
+    monkeypatch.setattr(launch, "_TILE", 1)  # a program a row
+    monkeypatch.setattr(launch, "_FINISH", 4)
+    monkeypatch.setattr(launch, "_FINISH_FEW", 2)
+    launch._plan.cache_clear()
     z = torch.tensor(RNG.normal(0, 3, (66, 3)), dtype=torch.float32)
     y = torch.tensor(RNG.integers(0, 3, 66))
     for N in (4, 7, 66):
