@@ -157,26 +157,30 @@ class Plan(NamedTuple):
     compiled: dict[Any, Any]  # what Triton has compiled, by what else it was compiled for
 
 
+class _Kind(NamedTuple):
+    """What a plan is made for: of what else Triton compiles programs, a plan remembers them."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    y_strides: tuple[int, ...] | None  # of distributions
+    axis: int
+    ignored: int | None
+    numbers: Numbers
+    reduction: Reduction
+
+
 def plan_of(z: Tensor, batch: Batch) -> Plan:
     """How to launch the kernel for such logits and labels."""
     y_strides = batch.y.stride() if batch.is_soft else None
     axis, ignored = batch.options.axis, None if batch.is_soft else batch.options.ignore_index
     how = (axis, ignored, batch.numbers, batch.options.reduction)
-    return _plan(z.shape, z.stride(), z.dtype, y_strides, *how)
+    return _plan(_Kind(z.shape, z.stride(), z.dtype, y_strides, *how))
 
 
 @lru_cache(maxsize=256)  # a training run has few shapes
-def _plan(
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    dtype: torch.dtype,
-    y_strides: tuple[int, ...] | None,
-    axis: int,
-    ignored: int | None,
-    numbers: Numbers,
-    reduction: Reduction,
-) -> Plan:
-    """Of what Triton compiles programs for: it looks at each number and each address."""
+def _plan(kind: _Kind) -> Plan:
+    shape, strides, dtype, y_strides, axis, ignored, numbers, _ = kind
     layout = strides_of(shape, axis % len(shape), strides, y_strides)
     assert layout is not None, "supports() refuses these strides"
     (z_outer, z_inner, z_class), (y_outer, y_inner, y_class) = layout.z, layout.y
