@@ -21,9 +21,10 @@ from rich.table import Table
 from examples import html_report
 from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, remember
 from examples.study.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
+from examples.training.flags import at_least
 from examples.training.run import STOPPED as STOPPED_STATUS
 from examples.training.run import one_sentence
-from examples.training.settings import LOSSES, TORCH_ARCHS, at_least
+from examples.training.settings import LOSSES, TORCH_ARCHS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

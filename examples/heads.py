@@ -40,10 +40,11 @@ from examples.data import features
 from examples.data.features import Features
 from examples.study import head_results, planning
 from examples.study.head_results import Row
+from examples.training.flags import at_least
 from examples.training.heads import HEADS, Arrays, Recipe, Trained, orders, stack, train
 from examples.training.run import STOPPED, load_data, one_sentence
 from examples.training.search import draw
-from examples.training.settings import LOSSES, Settings, at_least, parse
+from examples.training.settings import LOSSES, Settings, parse
 
 DEFAULTS = (
     "--image-size 224 --arch efficientnet_lite0 --epochs 30 --batch-size 128 --decay-epochs 10"

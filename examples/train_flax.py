@@ -34,6 +34,7 @@ from examples.data.datasets import Split
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
+from examples.training.recipe_flax import build_optimizer
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             The graphs of training and evaluation, dropout's keys, and the rest.
             """
             trained = nnx.All(nnx.Param, nnx.PathContains(head)) if run.head_alone else nnx.Param
-            optimizer = nnx.Optimizer(model, build_optimizer(settings, run.steps), wrt=trained)
+            optimizer = build_optimizer(settings, run.steps, run.head_alone)
+            optimizer = nnx.Optimizer(model, optimizer, wrt=trained)
             parts = {"model": model, "optimizer": optimizer}
             # split once, merged inside the steps: they take and give arrays alone
             model.eval()
@@ -245,22 +247,6 @@ def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:
     """
     w = weight[labels]
     return w @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / w.sum()
-
-
-def build_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
-    """PyTorch's Adam, with the step decay: the weight decay is added to the gradient, before.
-
-    Args:
-        settings: the rates.
-        steps: of an epoch.
-    """
-    learning_rate = optax.exponential_decay(
-        settings.learning_rate,
-        settings.decay_epochs * steps,
-        settings.decay_factor,
-        staircase=True,
-    )
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate))
 
 
 def save(state: nnx.State, folder: Path) -> None:

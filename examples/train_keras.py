@@ -37,6 +37,7 @@ with stderr_kept_back():
 
     from examples.models import keras as models
     from examples.training import keras_devices
+    from examples.training.recipe_keras import Adam, rates
     from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
 
 
@@ -73,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # step: that of fit, which compiles it
     callbacks = [
-        # by the epoch's number, which a resume knows
-        keras.callbacks.LearningRateScheduler(lambda epoch, _: settings.learning_rate_at(epoch)),
+        rates(settings),
         Steps(run),
     ]
     if settings.drw is not None:
@@ -187,28 +187,6 @@ class CrossEntropy(keras.losses.Loss):
         w = ops.take(self.weight, ops.cast(y_true, "int32"))
         losses = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
         return ops.sum(w * losses) / keras_devices.over_replicas(ops.sum(w))
-
-
-@keras.saving.register_keras_serializable(package="examples")
-class Adam(keras.optimizers.Adam):
-    """Adam as PyTorch has it: the weight decay is an L2 penalty, added to the gradient.
-
-    Keras' own ``weight_decay`` shrinks the weights beside Adam, as in AdamW.
-    """
-
-    def __init__(
-        self, learning_rate: float = 1e-3, l2: float = 0.0, epsilon: float = 1e-8, **options: Any
-    ) -> None:
-        super().__init__(learning_rate, epsilon=epsilon, **options)
-        self.l2 = l2
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One variable's step."""
-        super().update_step(gradient + self.l2 * variable, variable, learning_rate)
-
-    def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
-        return {**super().get_config(), "l2": self.l2}
 
 
 class StepLoss(keras.metrics.Metric):

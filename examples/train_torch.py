@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
+from examples.training.recipe_torch import build_scheduler
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -68,15 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         optimizer = torch.optim.Adam(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        scheduler = torch.optim.lr_scheduler.StepLR(
-            optimizer, settings.decay_epochs, settings.decay_factor
-        )
+        folder = run.resume()
+        scheduler = build_scheduler(settings, optimizer, run.head_alone)
         # all that a checkpoint needs: order of the images and dropout follow from seed and step
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        untrained = deepcopy(
-            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        )
-        if folder := run.resume():
+        untrained = deepcopy(optimizer.state_dict())
+        if folder:
             for name, saved in load(folder, device).items():
                 parts[name].load_state_dict(saved)
         if run.head_alone:
@@ -143,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.load_state_dict(load(run.begin_head(), device)["model"])
                 torch.manual_seed(settings.seed)
                 freeze_features(model, settings.arch).reset_parameters()
-                for name, state in untrained.items():
-                    parts[name].load_state_dict(state)
+                optimizer.load_state_dict(untrained)
+                parts["scheduler"] = build_scheduler(settings, optimizer, head_alone=True)
                 replica = replicated(model, world)
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
@@ -156,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 save()
                 return run.stop()
-            scheduler.step()  # before the checkpoint, from which the next epoch may begin
+            parts["scheduler"].step()  # before the checkpoint, from which the next epoch may begin
             logits = predict(dataset.val)
             val_labels = torch.from_numpy(dataset.val.labels)
             # on every process, since its mean is over all of them

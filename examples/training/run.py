@@ -23,6 +23,7 @@ from examples.training import results
 from examples.training.checkpoints import Checkpoints
 from examples.training.machine import cpu, peak_host_memory
 from examples.training.progress import Display
+from examples.training.recipe import EARLIER
 from examples.training.settings import Settings
 
 STOPPED = 130  # the exit status of a program that Ctrl-C ended
@@ -184,7 +185,7 @@ class Run:
         if found is None:
             return None
         state = dict(found.state)
-        refuse_other_settings(state.pop("decides"), self._decides())
+        refuse_other_settings(EARLIER | state.pop("decides"), self._decides())
         for name, value in state.items():
             setattr(self, name, value)
         return found.folder

@@ -1,0 +1,31 @@
+"""The recipe in PyTorch."""
+
+import torch
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    SequentialLR,
+    StepLR,
+)
+
+from examples.training.recipe import Recipe
+
+
+def build_scheduler(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, head_alone: bool = False
+) -> LRScheduler:
+    """PyTorch's schedules, with a step an epoch: the rates of ``recipe.learning_rate_at``."""
+    epochs, warmup = recipe.stage(head_alone)
+    main: LRScheduler
+    if recipe.schedule == "step":
+        main = StepLR(optimizer, recipe.decay_epochs, recipe.decay_factor)
+    elif recipe.schedule == "cosine":
+        main = CosineAnnealingLR(optimizer, epochs - warmup)
+    else:
+        main = ConstantLR(optimizer, factor=1.0)
+    if not warmup:
+        return main
+    rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, main], [warmup])

@@ -1,0 +1,164 @@
+"""The recipe: rates, optimisers and the like are the same in three frameworks."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from examples.training.settings import parse
+from tests.examples.test_trainers import NEEDS, SHARED
+from tests.frameworks import load
+
+
+@pytest.fixture(params=NEEDS)
+def framework(request):
+    """The name of one, and its module of the recipe."""
+    for package in (*SHARED, *NEEDS[request.param]):
+        load(package)
+    return request.param, load(f"examples.training.recipe_{request.param}")
+
+
+def recipe(flags):
+    return parse("torch", flags.split(), "")
+
+
+# --- rates
+
+
+def rates_of_torch(module, settings, head_alone):
+    torch = load("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], settings.learning_rate)
+    scheduler = module.build_scheduler(settings, optimizer, head_alone)
+    for _ in range(settings.stage(head_alone)[0]):
+        yield optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def rates_of_flax(module, settings, head_alone):
+    rate = module.schedule(settings, head_alone)
+    return [float(rate(epoch)) for epoch in range(settings.stage(head_alone)[0])]
+
+
+def rates_of_keras(module, settings, head_alone):
+    keras = load("keras")
+    model, found = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]), []
+    model.compile(keras.optimizers.SGD(settings.learning_rate), "mse")
+    keeping = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda *_: found.append(float(model.optimizer.learning_rate))
+    )
+    first = settings.epochs if head_alone else 0
+    last = first + settings.stage(head_alone)[0]
+    one = np.zeros((1, 1), np.float32)
+    callbacks = [module.rates(settings), keeping]
+    model.fit(one, one, initial_epoch=first, epochs=last, verbose=0, callbacks=callbacks)
+    return found
+
+
+RATES_OF = {"torch": rates_of_torch, "flax": rates_of_flax, "keras": rates_of_keras}
+
+
+@pytest.mark.parametrize("head_alone", [False, True])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--decay-epochs 2 --decay-factor 0.5",
+        "--decay-epochs 2 --decay-factor 0.5 --warmup 3",
+        "--schedule cosine",
+        "--schedule cosine --warmup 2",
+        "--schedule constant",
+        "--schedule constant --warmup 1",
+    ],
+)
+def test_rates_are_the_same_everywhere(framework, flags, head_alone):
+    name, module = framework
+    settings = recipe(f"--loss crt --epochs 7 --head-epochs 3 --learning-rate 0.1 {flags}")
+    first, number = (7, 3) if head_alone else (0, 7)
+    expected = [settings.learning_rate_at(epoch) for epoch in range(first, first + number)]
+    found = list(RATES_OF[name](module, settings, head_alone))
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates"),
+    [
+        ("--epochs 5 --decay-epochs 2 --warmup 1", [0.5, 1, 1, 0.1, 0.1]),
+        ("--epochs 5 --schedule constant --warmup 3", [0.25, 0.5, 0.75, 1, 1]),
+        ("--epochs 4 --schedule cosine", [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
+        ("--epochs 3 --schedule cosine --warmup 1", [0.5, 1, 0.5]),
+        (
+            "--loss crt --head-epochs 2 --epochs 3 --schedule cosine --warmup 1",
+            [0.5, 1, 0.5, 1, 0.5],
+        ),
+    ],
+)
+def test_rates_by_hand(flags, rates):
+    settings = recipe(f"{flags} --learning-rate 1")
+    found = [settings.learning_rate_at(epoch) for epoch in range(settings.all_epochs)]
+    np.testing.assert_allclose(found, rates, rtol=1e-12)
+
+
+# --- flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            "--warmup 3 --epochs 3",
+            "--warmup must be less than --epochs 3, got 3; train for more epochs",
+        ),
+        (
+            "--schedule cosine --decay-epochs 3",
+            "--decay-epochs belongs to --schedule step, got --schedule cosine",
+        ),
+        (
+            "--schedule constant --decay-factor 0.3",
+            "--decay-factor belongs to --schedule step, got --schedule constant",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        recipe(flags)
+    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
+
+
+# --- whole runs
+
+SHORT = ["--epochs", "2", "--learning-rate", "1e-3"]
+
+
+def trained(name, *arguments):
+    """Train in this process: the status, or the sentence that ended it."""
+    for package in (*SHARED, *NEEDS[name]):
+        load(package)
+    try:
+        return load(f"examples.train_{name}").main([*SHORT, *map(str, arguments)])
+    except SystemExit as stopped:
+        return str(stopped)
+
+
+def test_a_run_that_is_older_than_a_flag_goes_on(tmp_path, capsys):
+    """Its checkpoint does not name the schedule; another than the earlier one is refused."""
+    out = tmp_path / "run"
+    assert trained("torch", "--epochs", 1, "--out", out) == 0
+    checkpoint = out / "checkpoints" / "00001-0000000"
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["decides"].pop("schedule") == "step"
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    digests = json.loads((checkpoint / "sha256.json").read_text())
+    digests["state.json"] = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    (checkpoint / "sha256.json").write_text(json.dumps(digests))
+    refused = trained("torch", "--out", out, "--resume", "--schedule", "constant")
+    assert "--resume needs the schedule that the run began with, 'step', got 'constant'" in refused
+    assert trained("torch", "--out", out, "--resume") == 0
+    assert "Going on after epoch 1 of 2." in capsys.readouterr().out
+
+
+def test_a_wave_has_the_epochs_that_it_began_with(tmp_path):
+    flags = ["--schedule", "cosine", "--out", tmp_path / "run"]
+    assert trained("torch", *flags) == 0
+    longer = trained("torch", *flags, "--resume", "--epochs", 3)
+    assert "--resume needs the epochs that the run began with, 2, got 3" in longer
