@@ -37,7 +37,7 @@ with stderr_kept_back():
 
     from examples.models import keras as models
     from examples.training import keras_devices
-    from examples.training.recipe_keras import Adam, rates
+    from examples.training.recipe_keras import build_optimizer, rates
     from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
 
 
@@ -144,7 +144,7 @@ def begun(
         features.trainable = False
         logits = head(features(model.input, training=False))  # nor does dropout change them
     training = keras.Model(model.input, logits)
-    optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
+    optimizer = build_optimizer(settings)
     metrics = [StepLoss(criterion), MacroF1(name="macro_f1")]
     training.compile(optimizer, loss=criterion, metrics=metrics)
     optimizer.build(training.trainable_variables)  # or there were no moments yet to resume

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
-from examples.training.recipe_torch import build_scheduler
+from examples.training.recipe_torch import build_optimizer, build_scheduler
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -65,10 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # what a GPU's convolutions read; from the other layout cuDNN would copy for each of them
         model.to(device, memory_format=torch.channels_last)
         criterion = build_loss(settings, dataset.class_counts, world).to(device)
-        # the paper's: Adam adds the decay to the gradient, AdamW would shrink the weights beside it
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimizer = build_optimizer(settings, model.parameters())
         folder = run.resume()
         scheduler = build_scheduler(settings, optimizer, run.head_alone)
         # all that a checkpoint needs: order of the images and dropout follow from seed and step

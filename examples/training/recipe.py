@@ -7,6 +7,8 @@ from typing import Any
 
 from examples.training.flags import at_least, not_negative, positive
 
+OPTIMIZERS = ("adam", "adamw", "sgd")
+MOMENTUM = 0.9  # sgd's, Nesterov's
 SCHEDULES = ("step", "cosine", "constant")
 HEAD_SHARE = 1 / 9  # of crt's epochs, in which the head is trained: there, 10 after 90
 STEPS = {"decay_epochs": 30, "decay_factor": 0.1}  # of the step decay, where not given
@@ -25,6 +27,7 @@ class Recipe:
     decay_factor: float
     bf16: bool
     # with the values of runs that are older than these
+    optimizer: str = "adam"
     schedule: str = "step"
     warmup: int = 0
 
@@ -70,8 +73,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=at_least(1), default=100)
     add("--head-epochs", type=at_least(1), metavar="N", help="of crt, then (a ninth of --epochs)")
     add("--batch-size", type=at_least(1), default=32, help="over all devices (32)")
-    add("--learning-rate", type=positive, default=1e-4, help="Adam's (1e-4)")
-    add("--weight-decay", type=not_negative, default=5e-4, help="as an L2 penalty (5e-4)")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="sgd: Nesterov's momentum (adam)")
+    add("--learning-rate", type=positive, default=1e-4, help="sgd's should be larger (1e-4)")
+    add(
+        "--weight-decay",
+        type=not_negative,
+        default=5e-4,
+        help="as an L2 penalty; of adamw apart from the gradient (5e-4)",
+    )
     add("--schedule", choices=SCHEDULES, default="step", help="of the rate, by the epoch (step)")
     add("--decay-epochs", type=at_least(1), metavar="N", help="between the rate's steps (30)")
     add("--decay-factor", type=positive, metavar="X", help="of each step (0.1)")

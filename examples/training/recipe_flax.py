@@ -1,24 +1,32 @@
 """The recipe in optax, for the Flax trainer."""
 
 import optax
+from jax import Array
 
-from examples.training.recipe import Recipe
+from examples.training.recipe import MOMENTUM, Recipe
 
 
 def build_optimizer(
     recipe: Recipe, steps: int, head_alone: bool = False
 ) -> optax.GradientTransformation:
-    """PyTorch's Adam: the weight decay is added to the gradient, before.
+    """PyTorch's: adam and sgd add the weight decay to the gradient, adamw shrinks by it.
 
     Args:
         recipe: the rates.
         steps: of an epoch.
         head_alone: whether the schedule is that of crt's head.
     """
-    rate = schedule(recipe, head_alone)
+    of_epoch = schedule(recipe, head_alone)
+
+    def rate(count: Array) -> Array:
+        return of_epoch(count // steps)
+
+    if recipe.optimizer == "adamw":
+        return optax.adamw(rate, weight_decay=recipe.weight_decay)
+    sgd = recipe.optimizer == "sgd"
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay),
-        optax.adam(lambda count: rate(count // steps)),
+        optax.sgd(rate, MOMENTUM, nesterov=True) if sgd else optax.adam(rate),
     )
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import keras
 
-from examples.training.recipe import Recipe
+from examples.training.recipe import MOMENTUM, Recipe
+
+EPSILON = 1e-8  # PyTorch's and optax's
 
 
 def rates(recipe: Recipe) -> keras.callbacks.Callback:
@@ -12,17 +14,24 @@ def rates(recipe: Recipe) -> keras.callbacks.Callback:
     return keras.callbacks.LearningRateScheduler(lambda epoch, _: recipe.learning_rate_at(epoch))
 
 
-@keras.saving.register_keras_serializable(package="examples")
-class Adam(keras.optimizers.Adam):
-    """Adam as PyTorch has it: the weight decay is an L2 penalty, added to the gradient.
+def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+    """PyTorch's: adam and sgd add the weight decay to the gradient, adamw shrinks by it."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return SGD(rate, l2=decay, momentum=MOMENTUM, nesterov=True)
+    if recipe.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=decay, epsilon=EPSILON)
+    return Adam(rate, l2=decay)
 
-    Keras' own ``weight_decay`` shrinks the weights beside Adam, as in AdamW.
+
+class L2:
+    """An optimiser whose weight decay is an L2 penalty, added to the gradient.
+
+    Keras' own ``weight_decay`` shrinks the weights beside the step, as AdamW does.
     """
 
-    def __init__(
-        self, learning_rate: float = 1e-3, l2: float = 0.0, epsilon: float = 1e-8, **options: Any
-    ) -> None:
-        super().__init__(learning_rate, epsilon=epsilon, **options)
+    def __init__(self, *arguments: Any, l2: float = 0.0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.l2 = l2
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -32,3 +41,18 @@ class Adam(keras.optimizers.Adam):
     def get_config(self) -> dict[str, Any]:
         """What the constructor takes."""
         return {**super().get_config(), "l2": self.l2}
+
+
+@keras.saving.register_keras_serializable(package="examples")
+class Adam(L2, keras.optimizers.Adam):
+    """Adam as PyTorch has it."""
+
+    def __init__(
+        self, learning_rate: float = 1e-3, l2: float = 0.0, epsilon: float = EPSILON, **options: Any
+    ) -> None:
+        super().__init__(learning_rate, l2=l2, epsilon=epsilon, **options)
+
+
+@keras.saving.register_keras_serializable(package="examples")
+class SGD(L2, keras.optimizers.SGD):
+    """SGD whose weight decay PyTorch's has."""

@@ -1,6 +1,9 @@
 """The recipe in PyTorch."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -10,7 +13,17 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from examples.training.recipe import Recipe
+from examples.training.recipe import MOMENTUM, Recipe
+
+
+def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """PyTorch's own; adam and sgd add the weight decay to the gradient, adamw shrinks by it."""
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=True, **options)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.Adam(parameters, **options)  # the paper's
 
 
 def build_scheduler(

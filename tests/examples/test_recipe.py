@@ -99,6 +99,72 @@ def test_rates_by_hand(flags, rates):
     np.testing.assert_allclose(found, rates, rtol=1e-12)
 
 
+# --- optimisers
+
+
+def steps_of_torch(module, settings, start, gradients):
+    torch = load("torch")
+    parameter = torch.nn.Parameter(torch.tensor(start))
+    optimizer = module.build_optimizer(settings, [parameter])
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+        yield parameter.detach().numpy().copy()
+
+
+def steps_of_flax(module, settings, start, gradients):
+    optax, jnp = load("optax"), load("jax.numpy")
+    optimizer = module.build_optimizer(settings, len(gradients))
+    weights = jnp.array(start)
+    state = optimizer.init(weights)
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.array(gradient), state, weights)
+        weights = optax.apply_updates(weights, updates)
+        yield np.asarray(weights)
+
+
+def steps_of_keras(module, settings, start, gradients):
+    keras = load("keras")
+    variable = keras.Variable(start)
+    optimizer = module.build_optimizer(settings)
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        yield keras.ops.convert_to_numpy(variable).copy()
+
+
+STEPS_OF = {"torch": steps_of_torch, "flax": steps_of_flax, "keras": steps_of_keras}
+
+
+def steps_by_hand(name, start, gradients, rate, decay):
+    """Of Adam, AdamW and SGD as their papers have them."""
+    weights, first, second = start.astype(float), 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        if name == "adamw":
+            weights = weights - rate * decay * weights
+        else:
+            gradient = gradient + decay * weights
+        if name == "sgd":
+            first = 0.9 * first + gradient
+            weights = weights - rate * (gradient + 0.9 * first)
+        else:
+            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 1e-3 * gradient**2
+            scale = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+            weights = weights - rate * first / (1 - 0.9**step) / scale
+        yield weights
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimizers_are_the_same_everywhere(framework, name):
+    of, module = framework
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=5).astype(np.float32)
+    gradients = rng.normal(size=(6, 5)).astype(np.float32)
+    settings = recipe(f"--optimizer {name} --learning-rate 0.1 --weight-decay 0.3")
+    found = list(STEPS_OF[of](module, settings, start, gradients))
+    expected = list(steps_by_hand(name, start, gradients, rate=0.1, decay=0.3))
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
 # --- flags
 
 
