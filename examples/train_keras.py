@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # step: that of fit, which compiles it
     callbacks = [
-        rates(settings),
+        rates(run),
         Steps(run),
     ]
     if settings.drw is not None:

@@ -30,6 +30,7 @@ class Recipe:
     optimizer: str = "adam"
     schedule: str = "step"
     warmup: int = 0
+    early_stopping: int | None = None
 
     @property
     def all_epochs(self) -> int:
@@ -43,11 +44,17 @@ class Recipe:
         """
         return (self.head_epochs, 0) if head_alone else (self.epochs, self.warmup)
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The rate of an epoch, counted from 0; the schedule begins anew for the head."""
-        if epoch < self.epochs:
+    def learning_rate_at(self, epoch: int, head_from: int | None = None) -> float:
+        """The rate of an epoch, counted from 0; the schedule begins anew for the head.
+
+        Args:
+            epoch: of the whole network's and the head's together.
+            head_from: the head's first one, where early stopping has it begin before its time.
+        """
+        head_from = self.epochs if head_from is None else head_from
+        if epoch < head_from:
             return self._rate(epoch, head_alone=False)
-        return self._rate(epoch - self.epochs, head_alone=True)
+        return self._rate(epoch - head_from, head_alone=True)
 
     def _rate(self, epoch: int, head_alone: bool) -> float:
         """The rate of an epoch of a stage, which the frameworks' own schedules have too."""
@@ -90,6 +97,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="EPOCHS",
         help="in which the rate rises to --learning-rate (0)",
+    )
+    add(
+        "--early-stopping",
+        type=at_least(1),
+        metavar="N",
+        help="after N epochs without a better validation macro-F1",
     )
     add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
 

@@ -5,13 +5,16 @@ from typing import Any
 import keras
 
 from examples.training.recipe import MOMENTUM, Recipe
+from examples.training.run import Run
 
 EPSILON = 1e-8  # PyTorch's and optax's
 
 
-def rates(recipe: Recipe) -> keras.callbacks.Callback:
-    """What sets the rates of ``recipe.learning_rate_at``, by the epoch, which a resume knows."""
-    return keras.callbacks.LearningRateScheduler(lambda epoch, _: recipe.learning_rate_at(epoch))
+def rates(run: Run) -> keras.callbacks.Callback:
+    """What sets the rates of ``run.settings``, by the epoch, which a resume knows."""
+    return keras.callbacks.LearningRateScheduler(
+        lambda epoch, _: run.settings.learning_rate_at(epoch, run.head_from)
+    )
 
 
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:

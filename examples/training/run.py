@@ -172,6 +172,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_f1 = 0, -math.inf
         self.head_alone = False  # whether the steps train crt's head, and nothing else
+        self.head_from: int | None = None  # the epochs done when that began
         self.stopping = False  # for good: set where all processes agree
         self._asked_to_stop = False
         self._pending: list[Any] = []
@@ -215,17 +216,18 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are."""
-        return self.epoch == self.settings.all_epochs
+        """Whether nothing is left to train."""
+        return self._stage_is_done() and (self.head_alone or not self.settings.head_epochs)
 
     def head_is_next(self) -> bool:
         """Whether all that is left to train is crt's head, which is not begun yet."""
-        return self.epoch == self.settings.epochs and not (self.done or self.head_alone)
+        return self._stage_is_done() and not (self.done or self.head_alone)
 
     def begin_head(self) -> Path:
         """The checkpoint whose features crt keeps; from here on the best epoch is the head's."""
         folder = self.checkpoints.of_epoch(self.best_epoch)
         self.head_alone, self.best_epoch, self.best_f1 = True, 0, -math.inf
+        self.head_from = self.epoch
         return folder
 
     def train_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -282,7 +284,7 @@ class Run:
         f1 = results.macro_f1(labels, val_logits)
         row = {
             "epoch": self.epoch + 1,
-            "learning_rate": self.settings.learning_rate_at(self.epoch),
+            "learning_rate": self.settings.learning_rate_at(self.epoch, self.head_from),
             "train_loss": self.loss_sum / self.steps,
             "val_loss": val_loss,
             "val_macro_f1": f1,
@@ -300,7 +302,7 @@ class Run:
         if self.rank:
             return
         names = ("epoch", "step", "loss_sum", "seconds", "history", "best_epoch", "best_f1")
-        names += ("head_alone",)
+        names += ("head_alone", "head_from")
         state = {name: getattr(self, name) for name in names}
         self.checkpoints.save(state | {"decides": self._decides()}, write)
         if self.history:
@@ -337,6 +339,7 @@ class Run:
             out / "result.json",
             self._about()
             | {
+                "epochs_run": self.epoch,
                 "best_validation": {"macro_f1": self.best_f1, "epoch": self.best_epoch},
                 "test": found,
                 "tuned": tuned,
@@ -349,6 +352,11 @@ class Run:
                 "versions": results.versions(self.settings.framework),
             },
         )
+        if self._stopped_early():
+            self._display.say(
+                f"Stopped early after {self._reached()}: no better validation macro-F1 in "
+                f"{self.settings.early_stopping} epochs."
+            )
         self._display.say(
             f"Test macro-F1 {found['macro_f1']:.4f}, balanced accuracy "
             f"{found['balanced_accuracy']:.4f}, accuracy {found['accuracy']:.4f} with the model "
@@ -357,6 +365,22 @@ class Run:
         )
 
     # --- inside
+
+    def _stage_is_done(self) -> bool:
+        """Whether the network, or the head if it is trained alone, has had its epochs."""
+        epochs, _ = self.settings.stage(self.head_alone)
+        return self.epoch - self._begun() >= epochs or self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        # of what a checkpoint holds, so that a run that is resumed stops where it would have
+        waited = self.epoch - max(self.best_epoch, self._begun())
+        return waited >= (self.settings.early_stopping or math.inf)
+
+    def _begun(self) -> int:
+        """The epochs done when this stage began; a head of an older run began on time."""
+        if not self.head_alone:
+            return 0
+        return self.settings.epochs if self.head_from is None else self.head_from
 
     def _decides(self) -> dict[str, Any]:
         """What decides the numbers of this run: another value makes it another run."""

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from examples.training.run import Run
 from examples.training.settings import parse
-from tests.examples.test_trainers import NEEDS, SHARED
+from tests.examples.test_trainers import NEEDS, SHARED, assert_same_run, history
 from tests.frameworks import load
 
 
@@ -51,7 +53,7 @@ def rates_of_keras(module, settings, head_alone):
     first = settings.epochs if head_alone else 0
     last = first + settings.stage(head_alone)[0]
     one = np.zeros((1, 1), np.float32)
-    callbacks = [module.rates(settings), keeping]
+    callbacks = [module.rates(SimpleNamespace(settings=settings, head_from=None)), keeping]
     model.fit(one, one, initial_epoch=first, epochs=last, verbose=0, callbacks=callbacks)
     return found
 
@@ -204,6 +206,77 @@ def trained(name, *arguments):
         return load(f"examples.train_{name}").main([*SHORT, *map(str, arguments)])
     except SystemExit as stopped:
         return str(stopped)
+
+
+@pytest.fixture(params=NEEDS)
+def name(request):
+    """A trainer's; what Keras sets for the whole process is set back."""
+    yield request.param
+    if request.param == "keras":
+        load("keras").config.set_dtype_policy("float32")
+
+
+def scoring(monkeypatch, *scores):
+    """Have the validation images score so, epoch by epoch."""
+    scores = iter(scores)
+    monkeypatch.setattr("examples.training.results.macro_f1", lambda *_: next(scores, 0.0))
+
+
+def found_in(out):
+    found = json.loads((out / "result.json").read_text())
+    rates = [float(row["learning_rate"]) for row in history(out)]
+    return found["epochs_run"], found["best_validation"]["epoch"], rates
+
+
+EARLY = ["--early-stopping", 2, "--epochs", 6, "--decay-epochs", 3]
+
+
+def test_a_run_stops_early_and_a_resumed_one_at_the_same_epoch(name, monkeypatch, tmp_path, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    scoring(monkeypatch, 0.1, 0.3, 0.2, 0.3, 0.9)
+    assert trained(name, *EARLY, "--out", whole) == 0
+    assert found_in(whole) == (4, 2, [1e-3, 1e-3, 1e-3, 1e-4])
+    assert json.loads((whole / "result.json").read_text())["epochs"] == 6
+    sentence = "Stopped early after epoch 4 of 6: no better validation macro-F1 in 2 epochs."
+    assert sentence in capsys.readouterr().out
+    assert trained(name, *EARLY, "--out", whole, "--resume") == 0
+    assert "the run is finished" in capsys.readouterr().out
+
+    stopping(monkeypatch, epoch=2, step=8)
+    scoring(monkeypatch, 0.1, 0.3, 0.2)
+    assert trained(name, *EARLY, "--out", stopped) == 130
+    monkeypatch.undo()
+    scoring(monkeypatch, 0.3, 0.9)
+    assert trained(name, *EARLY, "--out", stopped, "--resume") == 0
+    assert_same_run(stopped, whole)
+
+
+def stopping(monkeypatch, epoch, step):
+    """Ask to stop at a step, counted from 1, of an epoch, counted from 0."""
+    took_step = Run.took_step
+
+    def stopping_step(self, *arguments):
+        self._asked_to_stop = (self.epoch, self.step) == (epoch, step - 1)
+        took_step(self, *arguments)
+
+    monkeypatch.setattr(Run, "took_step", stopping_step)
+
+
+def test_crts_head_follows_where_the_network_stopped_early(name, monkeypatch, tmp_path):
+    """At once, by the schedule's beginning; it stops early for itself, also when resumed in it."""
+    flags = [*EARLY, "--loss", "crt", "--head-epochs", 5, "--decay-epochs", 2]
+    scores = (0.3, 0.2, 0.1, 0.1, 0.2, 0.1, 0.1)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    scoring(monkeypatch, *scores)
+    assert trained(name, *flags, "--out", whole) == 0
+    assert found_in(whole) == (7, 5, [1e-3, 1e-3, 1e-4, 1e-3, 1e-3, 1e-4, 1e-4])
+    stopping(monkeypatch, epoch=5, step=3)
+    scoring(monkeypatch, *scores[:5])
+    assert trained(name, *flags, "--out", stopped) == 130
+    monkeypatch.undo()
+    scoring(monkeypatch, *scores[5:])
+    assert trained(name, *flags, "--out", stopped, "--resume") == 0
+    assert_same_run(stopped, whole)
 
 
 def test_a_run_that_is_older_than_a_flag_goes_on(tmp_path, capsys):
