@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from flax import nnx
+from flax import nnx, struct
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,6 +34,7 @@ from examples.data.datasets import Split
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
+from examples.training.recipe import pieces
 from examples.training.recipe_flax import build_optimizer
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (settings.aot or claim(settings)):
             return 0
         dataset = load_data(settings, visible=rank == 0)
-        check_shares(settings.batch_size, mesh.size, "devices")
+        check_shares(settings.batch_size, mesh.size, "devices", settings.accumulate)
         group = Processes(rank, world, agree=any_process)
         sync_every = 1 if device.platform == "cpu" else SYNC_EVERY
         run = Run(settings, dataset, group, sync_every)
@@ -107,14 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # in, nothing is compiled again.
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
     def train_step(
-        state: nnx.State, keys: nnx.State, criterion: Any, images: Array, labels: Array
+        state: nnx.State, keys: nnx.State, criterion: Any, totals: Any, images: Array, labels: Array
     ) -> tuple[nnx.State, Array]:
         parts = nnx.merge(training, keys, state)
 
         def loss_of(model: nnx.Module) -> Array:
             # means, batch norm's too, are over the whole batch, however it is sharded; pixels are
             # normalised here so that devices are sent uint8, a quarter of float32's bytes
-            return criterion(model(models.normalize(images)), labels)
+            return criterion(model(models.normalize(images)), labels, normalizers=totals)
 
         trained = nnx.DiffState(0, parts["optimizer"].wrt)
         loss, grads = nnx.value_and_grad(loss_of, argnums=trained)(parts["model"])
@@ -127,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return parts["model"](models.normalize(images))
 
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
+    totals_of = jax.jit(
+        lambda criterion, labels: criterion.normalizers(labels), out_shardings=replicated
+    )
 
     def sharded(local: np.ndarray) -> Array:
         """The global array, of which this process has its rows."""
@@ -143,11 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if settings.aot:
         size = dataset.image_size
-        images = jax.ShapeDtypeStruct((settings.batch_size, size, size, 3), np.uint8)
-        labels = jax.ShapeDtypeStruct((settings.batch_size,), np.int32)
+        rows = settings.batch_size // settings.accumulate
+        images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
         with one_sentence():
             batch = ahead_of_time.abstract((images, labels), by_rows)
-            compiled = ahead_of_time.compile_step(train_step, state, keys, criterion, *batch)
+            totals = jax.eval_shape(totals_of, criterion, labels)
+            totals = put(totals) if settings.accumulate > 1 else None
+            arguments = (state, keys, criterion, totals, *batch)
+            compiled = ahead_of_time.compile_step(train_step, *arguments)
         ahead_of_time.report(settings.aot, compiled, mesh.size)
         return 0
 
@@ -165,9 +173,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
                 criterion = put(criterion.replace(class_weight=weights))
             for images, labels in run.train_batches():
-                images, labels = sharded(images), sharded(labels)
-                state, loss = train_step(state, keys, criterion, images, labels)
-                run.took_step(loss)  # JAX may still be at work on it
+                totals, losses = None, []
+                if settings.accumulate > 1:
+                    totals = totals_of(criterion, sharded(labels))
+                for rows in pieces(settings.accumulate):
+                    part = sharded(images[rows]), sharded(labels[rows])
+                    state, loss = train_step(state, keys, criterion, totals, *part)
+                    losses.append(loss)
+                # JAX may still be at work on it
+                run.took_step(loss if totals is None else sum(losses))
             if run.stopping and run.step < run.steps:
                 run.save(partial(save, state))
                 return run.stop()
@@ -230,7 +244,7 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
     if settings.loss in ("ce", "bwcce", "crt"):
         weight = class_weights(counts, settings.loss_options.get("class_weight"))
-        return jax.tree_util.Partial(cross_entropy, weight)
+        return CrossEntropy(weight)
     losses: dict[str, Callable[..., Any]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
@@ -240,13 +254,27 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     return losses[settings.loss](**settings.loss_arguments(counts))
 
 
-def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:
-    """optax's cross-entropy of logits (N, C) and labels (N,): the mean over the class weight (C,).
+@struct.dataclass
+class CrossEntropy:
+    """optax's cross-entropy: the mean over the class weight (C,) of the batch.
 
-    With a sharded batch both sums are those of all devices.
+    With a sharded batch sums are those of all devices.
     """
-    w = weight[labels]
-    return w @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / w.sum()
+
+    weight: Array
+
+    def __call__(
+        self, logits: Array, labels: Array, *, normalizers: tuple[Array, Array] | None = None
+    ) -> Array:
+        """The loss of logits (N, C) and labels (N,), or a part's share of a batch's."""
+        w = self.weight[labels]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return w @ losses / (w.sum() if normalizers is None else normalizers[0])
+
+    def normalizers(self, labels: Array) -> tuple[Array, Array]:
+        """Total class weight of labels (N,), as the library's losses have it."""
+        total = self.weight[labels].sum()
+        return total, total
 
 
 def save(state: nnx.State, folder: Path) -> None:

@@ -14,7 +14,6 @@ The second, for 6,308 training images of HAM10000, takes 3 minutes in one thread
 import os
 import sys
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
-from examples.training.recipe_torch import build_optimizer, build_scheduler
+from examples.training.recipe_torch import backward, build_optimizer, build_scheduler, step
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -70,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         scheduler = build_scheduler(settings, optimizer, run.head_alone)
         # all that a checkpoint needs: order of the images and dropout follow from seed and step
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        untrained = deepcopy(optimizer.state_dict())
         if folder:
             for name, saved in load(folder, device).items():
                 parts[name].load_state_dict(saved)
@@ -88,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # here, so that a GPU is sent uint8, a quarter of float32's bytes
             return network(models.normalize(images))
 
-    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        return criterion(logits_of(replica, images), labels)
+    def loss_of(images: Tensor, labels: Tensor, totals: tuple[Tensor, Tensor] | None) -> Tensor:
+        return criterion(logits_of(replica, images), labels, normalizers=totals)
 
     if settings.compile:
         # functions, not the module, which would save its weights as "_orig_mod."…
@@ -97,11 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def train_step(images: Tensor, labels: Tensor) -> Tensor:
         torch.manual_seed(run.step_seed())  # dropout goes on as it would have after a resume
-        loss = loss_of(images, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss = loss.detach()  # it waits for the next look, without its graph
+        loss = backward(loss_of, criterion, (images, labels), replica, settings.accumulate)
+        step(settings, optimizer)
         if world > 1:  # its mean over the processes is the whole batch's
             dist.all_reduce(loss)
         return loss / world
@@ -138,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.load_state_dict(load(run.begin_head(), device)["model"])
                 torch.manual_seed(settings.seed)
                 freeze_features(model, settings.arch).reset_parameters()
-                optimizer.load_state_dict(untrained)
-                parts["scheduler"] = build_scheduler(settings, optimizer, head_alone=True)
+                optimizer = build_optimizer(settings, model.parameters())
+                scheduler = build_scheduler(settings, optimizer, head_alone=True)
+                parts |= {"optimizer": optimizer, "scheduler": scheduler}
                 replica = replicated(model, world)
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
@@ -151,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 save()
                 return run.stop()
-            parts["scheduler"].step()  # before the checkpoint, from which the next epoch may begin
+            scheduler.step()  # before the checkpoint, from which the next epoch may begin
             logits = predict(dataset.val)
             val_labels = torch.from_numpy(dataset.val.labels)
             # on every process, since its mean is over all of them
@@ -235,15 +232,24 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32), persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits (N, C) and labels int64 (N,)."""
+    def forward(
+        self, logits: Tensor, labels: Tensor, normalizers: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """The loss of logits (N, C) and labels int64 (N,), or a part's share of a batch's."""
         logits = logits.float()  # as autocast would
-        if not dist.is_initialized():
+        if normalizers is None and not dist.is_initialized():
             return cross_entropy(logits, labels, self.weight)
+        total, _ = normalizers or self.normalizers(labels)
+        loss = cross_entropy(logits, labels, self.weight, reduction="sum") / total
+        # DDP divides the gradients by that number
+        return dist.get_world_size() * loss if dist.is_initialized() else loss
+
+    def normalizers(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Total class weight of labels (N,) of all processes, as the library's losses have it."""
         total = self.weight[labels].sum()
-        dist.all_reduce(total)
-        loss = cross_entropy(logits, labels, self.weight, reduction="sum")
-        return dist.get_world_size() * loss / total  # DDP divides the gradients by that number
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return total, total
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -31,6 +31,8 @@ class Recipe:
     schedule: str = "step"
     warmup: int = 0
     early_stopping: int | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
 
     @property
     def all_epochs(self) -> int:
@@ -104,7 +106,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="after N epochs without a better validation macro-F1",
     )
+    add("--clip-norm", type=positive, metavar="X", help="longest gradient, over all weights")
+    add(
+        "--accumulate",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="parts of a batch, one after another: the same step with less memory (1)",
+    )
     add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
+
+
+def pieces(number: int) -> list[slice]:
+    """The rows of each part of a batch; every device has its share of each."""
+    return [slice(part, None, number) for part in range(number)]
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,6 +137,11 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"--warmup must be less than --epochs {args.epochs}, got {args.warmup}; "
             "train for more epochs"
+        )
+    if args.batch_size % args.accumulate:
+        raise ValueError(
+            f"--batch-size must be a multiple of the {args.accumulate} parts of --accumulate, "
+            f"got {args.batch_size}"
         )
     filled = {"head_epochs": head_epochs}
     for name, default in STEPS.items():

@@ -21,13 +21,21 @@ def build_optimizer(
     def rate(count: Array) -> Array:
         return of_epoch(count // steps)
 
+    parts = []
+    if recipe.clip_norm is not None:
+        parts.append(optax.clip_by_global_norm(recipe.clip_norm))
     if recipe.optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=recipe.weight_decay)
-    sgd = recipe.optimizer == "sgd"
-    return optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay),
-        optax.sgd(rate, MOMENTUM, nesterov=True) if sgd else optax.adam(rate),
-    )
+        parts.append(optax.adamw(rate, weight_decay=recipe.weight_decay))
+    else:
+        parts.append(optax.add_decayed_weights(recipe.weight_decay))
+        sgd = recipe.optimizer == "sgd"
+        parts.append(optax.sgd(rate, MOMENTUM, nesterov=True) if sgd else optax.adam(rate))
+    optimizer = optax.chain(*parts)
+    if recipe.accumulate == 1:
+        return optimizer
+    # the sum: each part's gradients are its share of the whole batch's mean
+    several = optax.MultiSteps(optimizer, recipe.accumulate, use_grad_mean=False)
+    return several.gradient_transformation()
 
 
 def schedule(recipe: Recipe, head_alone: bool = False) -> optax.Schedule:

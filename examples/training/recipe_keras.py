@@ -1,11 +1,15 @@
 """The recipe in Keras, on every backend."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
-from examples.training.recipe import MOMENTUM, Recipe
+from examples.training import keras_devices
+from examples.training.recipe import MOMENTUM, Recipe, pieces
 from examples.training.run import Run
+from lmf_multi.keras import FocalLoss, LMFLoss
 
 EPSILON = 1e-8  # PyTorch's and optax's
 
@@ -20,11 +24,79 @@ def rates(run: Run) -> keras.callbacks.Callback:
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     """PyTorch's: adam and sgd add the weight decay to the gradient, adamw shrinks by it."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    options: dict[str, Any] = {}
+    if recipe.clip_norm is not None:
+        options["global_clipnorm"] = recipe.clip_norm
+    if recipe.accumulate > 1:
+        options["gradient_accumulation_steps"] = recipe.accumulate
     if recipe.optimizer == "sgd":
-        return SGD(rate, l2=decay, momentum=MOMENTUM, nesterov=True)
+        return SGD(rate, l2=decay, momentum=MOMENTUM, nesterov=True, **options)
     if recipe.optimizer == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=decay, epsilon=EPSILON)
-    return Adam(rate, l2=decay)
+        return keras.optimizers.AdamW(rate, weight_decay=decay, epsilon=EPSILON, **options)
+    return Adam(rate, l2=decay, **options)
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Raise ValueError for what Keras' optimisers compute of one replica's gradients alone."""
+    if keras_devices.replicas() == 1:
+        return
+    for flag, asked in (
+        ("--clip-norm", recipe.clip_norm is not None),
+        ("--accumulate", recipe.accumulate > 1),
+    ):
+        if asked:
+            raise ValueError(
+                f"{flag} needs one device with Keras on TensorFlow, got "
+                f"{keras_devices.replicas()}; KERAS_BACKEND=jax has it on several"
+            )
+
+
+def in_parts(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    accumulate: int,
+    class_weight: Callable[[], np.ndarray | None],
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Images and labels of each part of each batch, and where there are several its share.
+
+    The share, float32 (b,) and the same for the whole part, is its class weight over that of the
+    batch, times the number of parts, since Keras takes the mean of their gradients.
+
+    Args:
+        batches: images (B, …) and labels (B,).
+        accumulate: the number of parts.
+        class_weight: the weights (C,) by which the loss's mean divides, if any, as they are now.
+    """
+    for images, labels in batches:
+        if accumulate == 1:
+            yield images, labels
+            continue
+        w, weights = np.ones(len(labels)), class_weight()
+        if weights is not None:
+            w = weights[labels]
+        for rows in pieces(accumulate):
+            share = accumulate * w[rows].sum() / w.sum()
+            yield images[rows], labels[rows], np.full(len(w[rows]), share, np.float32)
+
+
+class LMFInParts(LMFLoss):
+    """`LMFLoss`, or a part's share of a batch's, where ``in_parts`` weights its examples."""
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """LDAM's mean is over the class weight, focal's over the examples, alike in every part."""
+        if sample_weight is None:
+            return super().__call__(y_true, y_pred)
+        ldam, focal = (
+            LMFLoss.from_config(self.get_config() | {other: 0.0}) for other in ("beta", "alpha")
+        )
+        return ldam(y_true, y_pred, sample_weight) + focal(y_true, y_pred)
+
+
+class FocalInParts(FocalLoss):
+    """`FocalLoss`, whose mean is over the examples, as many in every part."""
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The part's mean, whatever it weighs."""
+        return super().__call__(y_true, y_pred)
 
 
 class L2:

@@ -1,9 +1,11 @@
 """The recipe in PyTorch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -13,7 +15,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from examples.training.recipe import MOMENTUM, Recipe
+from examples.training.recipe import MOMENTUM, Recipe, pieces
 
 
 def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -24,6 +26,42 @@ def build_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
     return torch.optim.Adam(parameters, **options)  # the paper's
+
+
+def backward(
+    loss_of: Callable[..., Tensor],
+    criterion: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    replica: nn.Module,
+    accumulate: int,
+) -> Tensor:
+    """Add a batch's gradients to the weights', part by part; returns its loss, ().
+
+    Args:
+        loss_of: of images, labels and what the whole batch's mean divides by, or None.
+        criterion: knows that by its ``normalizers``.
+        batch: images and labels.
+        replica: brings processes into accord, once a batch.
+        accumulate: the number of parts.
+    """
+    images, labels = batch
+    totals = criterion.normalizers(labels) if accumulate > 1 else None
+    losses = []
+    for rows in pieces(accumulate):
+        alone = len(losses) < accumulate - 1 and isinstance(replica, DistributedDataParallel)
+        with replica.no_sync() if alone else nullcontext():
+            loss = loss_of(images[rows], labels[rows], totals)
+            loss.backward()
+        losses.append(loss.detach())  # it waits for the next look, without its graph
+    return torch.stack(losses).sum() if accumulate > 1 else losses[0]
+
+
+def step(recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
+    """Move the weights by their gradients, shortened where they are too long together."""
+    if recipe.clip_norm is not None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, recipe.clip_norm)
+    optimizer.step()
 
 
 def build_scheduler(

@@ -89,11 +89,12 @@ def load_data(settings: Settings, visible: bool = True) -> Dataset:
         )
 
 
-def check_shares(batch_size: int, number: int, sharers: str) -> None:
-    """Raise ValueError for a batch that so many devices or processes cannot share evenly."""
-    if batch_size % number:
+def check_shares(batch_size: int, number: int, sharers: str, parts: int = 1) -> None:
+    """Raise ValueError for a batch, or its parts, that so many devices cannot share evenly."""
+    if batch_size % (number * parts):
+        each = f" times {parts} of --accumulate" if parts > 1 else ""
         raise ValueError(
-            f"batch_size must be a multiple of the {number} {sharers}, got {batch_size}"
+            f"batch_size must be a multiple of the {number} {sharers}{each}, got {batch_size}"
         )
 
 
@@ -161,7 +162,7 @@ class Run:
             raise ValueError(
                 f"batch_size must be at most the {examples} training images, got {batch}"
             )
-        check_shares(batch, group.world, "processes")
+        check_shares(batch, group.world, "processes", settings.accumulate)
         self.settings, self.dataset = settings, dataset
         self.rank, self.world, self.agree = group
         self.sync_every = sync_every

@@ -13,11 +13,16 @@ from tests.examples.test_trainers import NEEDS, SHARED, assert_same_run, history
 from tests.frameworks import load
 
 
+def load_all(name):
+    """Import what a trainer needs, or skip the test."""
+    for package in (*SHARED, *NEEDS[name]):
+        load(package)
+
+
 @pytest.fixture(params=NEEDS)
 def framework(request):
     """The name of one, and its module of the recipe."""
-    for package in (*SHARED, *NEEDS[request.param]):
-        load(package)
+    load_all(request.param)
     return request.param, load(f"examples.training.recipe_{request.param}")
 
 
@@ -110,7 +115,7 @@ def steps_of_torch(module, settings, start, gradients):
     optimizer = module.build_optimizer(settings, [parameter])
     for gradient in gradients:
         parameter.grad = torch.tensor(gradient)
-        optimizer.step()
+        module.step(settings, optimizer)
         yield parameter.detach().numpy().copy()
 
 
@@ -167,6 +172,24 @@ def test_optimizers_are_the_same_everywhere(framework, name):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+def clipped(gradient, longest):
+    return gradient * min(1, longest / np.linalg.norm(gradient))
+
+
+def test_a_long_gradient_is_clipped_alike_everywhere(framework):
+    """Before the weight decay, which is no part of it; a short one stays as it is."""
+    of, module = framework
+    rng = np.random.default_rng(0)
+    start, gradients = (rng.normal(size=shape).astype(np.float32) for shape in (5, (6, 5)))
+    gradients[3:] /= 100
+    settings = recipe("--optimizer sgd --clip-norm 1 --learning-rate 0.1 --weight-decay 0.3")
+    found = list(STEPS_OF[of](module, settings, start, gradients))
+    short = [clipped(gradient, 1.0) for gradient in gradients]
+    assert sum(np.allclose(a, b) for a, b in zip(short, gradients, strict=True)) == 3
+    expected = list(steps_by_hand("sgd", start, short, rate=0.1, decay=0.3))
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
 # --- flags
 
 
@@ -181,6 +204,11 @@ def test_optimizers_are_the_same_everywhere(framework, name):
             "--schedule cosine --decay-epochs 3",
             "--decay-epochs belongs to --schedule step, got --schedule cosine",
         ),
+        (
+            "--accumulate 3",
+            "--batch-size must be a multiple of the 3 parts of --accumulate, got 32",
+        ),
+        ("--clip-norm 0", "argument --clip-norm: must be positive and finite, got 0.0"),
         (
             "--schedule constant --decay-factor 0.3",
             "--decay-factor belongs to --schedule step, got --schedule constant",
@@ -200,8 +228,7 @@ SHORT = ["--epochs", "2", "--learning-rate", "1e-3"]
 
 def trained(name, *arguments):
     """Train in this process: the status, or the sentence that ended it."""
-    for package in (*SHARED, *NEEDS[name]):
-        load(package)
+    load_all(name)
     try:
         return load(f"examples.train_{name}").main([*SHORT, *map(str, arguments)])
     except SystemExit as stopped:
@@ -277,6 +304,70 @@ def test_crts_head_follows_where_the_network_stopped_early(name, monkeypatch, tm
     scoring(monkeypatch, *scores[5:])
     assert trained(name, *flags, "--out", stopped, "--resume") == 0
     assert_same_run(stopped, whole)
+
+
+# --- a batch in parts
+
+
+def pixels_of_torch(*_, **__):
+    torch = load("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten())
+    model.head = torch.nn.Linear(28 * 28 * 3, 10)
+    return model
+
+
+def pixels_of_flax(*_, rngs, **__):
+    nnx = load("flax.nnx")
+
+    class Linear(nnx.Module):
+        def __init__(self):
+            self.head = nnx.Linear(28 * 28 * 3, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(x.reshape(len(x), -1))
+
+    return Linear()
+
+
+def pixels_of_keras(*_, **__):
+    layers = load("keras").layers
+    pixels = layers.Input((28, 28, 3))
+    head = layers.Dense(10)(layers.Flatten()(layers.Rescaling(1 / 255)(pixels)))
+    return load("keras").Model(pixels, head)
+
+
+PIXELS_OF = {"torch": pixels_of_torch, "flax": pixels_of_flax, "keras": pixels_of_keras}
+SGD = ["--optimizer", "sgd", "--learning-rate", "3e-3", "--clip-norm", 5]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--loss lmf --scale 3",
+        "--loss lmf --scale 3 --drw 1",
+        "--loss ldam --scale 3 --class-weight effective",
+        "--loss focal",
+        "--loss bwcce --class-weight balanced",
+        "--loss la",
+    ],
+)
+def test_parts_of_a_batch_train_as_the_whole(name, flags, monkeypatch, tmp_path):
+    """Of a network without batch norm: each part counts by its share of the batch's weight."""
+    load_all(name)
+    trainer = load(f"examples.train_{name}")
+    monkeypatch.setattr(trainer.models, "build", PIXELS_OF[name])
+    for parts in (1, 4):
+        out = tmp_path / str(parts)
+        assert trained(name, *SGD, *flags.split(), "--accumulate", parts, "--out", out) == 0
+    found, expected = (history(tmp_path / parts) for parts in ("4", "1"))
+    for row, other in zip(found, expected, strict=True):
+        for column in ("train_loss", "val_loss"):
+            np.testing.assert_allclose(float(row[column]), float(other[column]), rtol=2e-5)
+    found, expected = (
+        np.load(tmp_path / parts / "predictions.npz")["logits"] for parts in ("4", "1")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_that_is_older_than_a_flag_goes_on(tmp_path, capsys):
