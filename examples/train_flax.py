@@ -243,8 +243,9 @@ def any_process(flag: bool) -> bool:
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
     if settings.loss in ("ce", "bwcce", "crt"):
-        weight = class_weights(counts, settings.loss_options.get("class_weight"))
-        return CrossEntropy(weight)
+        options = settings.loss_options
+        weight = class_weights(counts, options.get("class_weight"))
+        return CrossEntropy(weight, options.get("label_smoothing", 0.0))
     losses: dict[str, Callable[..., Any]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
@@ -262,18 +263,26 @@ class CrossEntropy:
     """
 
     weight: Array
+    label_smoothing: float = struct.field(pytree_node=False, default=0.0)
 
     def __call__(
         self, logits: Array, labels: Array, *, normalizers: tuple[Array, Array] | None = None
     ) -> Array:
-        """The loss of logits (N, C) and labels (N,), or a part's share of a batch's."""
-        w = self.weight[labels]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return w @ losses / (w.sum() if normalizers is None else normalizers[0])
+        """The loss of logits (N, C) and labels, or a part's share of a batch's.
+
+        Labels are integer (N,), or distributions float (N, C).
+        """
+        total, _ = normalizers or self.normalizers(labels)
+        if labels.ndim == 1 and not self.label_smoothing:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return self.weight[labels] @ losses / total
+        q = labels if labels.ndim == 2 else jax.nn.one_hot(labels, logits.shape[-1])
+        q = optax.smooth_labels(q, self.label_smoothing)
+        return optax.softmax_cross_entropy(logits, q * self.weight).sum() / total
 
     def normalizers(self, labels: Array) -> tuple[Array, Array]:
-        """Total class weight of labels (N,), as the library's losses have it."""
-        total = self.weight[labels].sum()
+        """Total class weight of the labels, as the library's losses have it."""
+        total = (self.weight[labels] if labels.ndim == 1 else labels @ self.weight).sum()
         return total, total
 
 

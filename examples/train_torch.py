@@ -203,7 +203,9 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
     if settings.loss in ("ce", "bwcce", "crt"):
-        return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
+        options = settings.loss_options
+        weight = class_weights(counts, options.get("class_weight"))
+        return CrossEntropy(weight, options.get("label_smoothing", 0.0))
     losses: dict[str, Callable[..., nn.Module]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
@@ -228,25 +230,32 @@ def replicated(model: nn.Module, world: int) -> nn.Module:
 class CrossEntropy(nn.Module):
     """PyTorch's weighted cross-entropy: the mean over the class weight of all processes' batch."""
 
-    def __init__(self, weight: np.ndarray) -> None:
+    def __init__(self, weight: np.ndarray, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32), persistent=False)
 
     def forward(
         self, logits: Tensor, labels: Tensor, normalizers: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """The loss of logits (N, C) and labels int64 (N,), or a part's share of a batch's."""
+        """The loss of logits (N, C) and labels, or a part's share of a batch's.
+
+        Labels are int64 (N,), or distributions float (N, C).
+        """
         logits = logits.float()  # as autocast would
-        if normalizers is None and not dist.is_initialized():
-            return cross_entropy(logits, labels, self.weight)
+        of_all = partial(
+            cross_entropy, logits, labels, self.weight, label_smoothing=self.label_smoothing
+        )
+        if normalizers is None and labels.ndim == 1 and not dist.is_initialized():
+            return of_all()
         total, _ = normalizers or self.normalizers(labels)
-        loss = cross_entropy(logits, labels, self.weight, reduction="sum") / total
+        loss = of_all(reduction="sum") / total
         # DDP divides the gradients by that number
         return dist.get_world_size() * loss if dist.is_initialized() else loss
 
     def normalizers(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Total class weight of labels (N,) of all processes, as the library's losses have it."""
-        total = self.weight[labels].sum()
+        """Total class weight of the labels of all processes, as the library's losses have it."""
+        total = (self.weight[labels] if labels.ndim == 1 else labels @ self.weight).sum()
         if dist.is_initialized():
             dist.all_reduce(total)
         return total, total

@@ -47,6 +47,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     # cross-entropy, then the head anew with balanced batches (Kang et al., arXiv 1910.09217)
     "crt": {},
 }
+SMOOTHING = "label_smoothing"  # which every loss takes, those without it above where it is given
 DEFERRABLE = ("focal", "ldam", "lmf")  # whose class weights --drw can defer
 SAMPLERS = ("shuffle", "balanced")
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
@@ -199,7 +200,7 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, name)
         if value is None:
             continue
-        if name not in options:
+        if name not in options and name != SMOOTHING:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} belongs to {losses_with(name)}, got --loss {args.loss}")
         options[name] = None if value == "none" else value
@@ -215,4 +216,5 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def losses_with(option: str) -> str:
     """The names of the losses that have an option."""
-    return ", ".join(name for name, has in LOSSES.items() if option.replace("-", "_") in has)
+    option = option.replace("-", "_")
+    return ", ".join(name for name, has in LOSSES.items() if option in (SMOOTHING, *has))
