@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = settings.batch_size // settings.accumulate
         images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        if run.mixes():
+            labels = jax.ShapeDtypeStruct((rows, len(dataset.class_names)), np.float32)
         with one_sentence():
             batch = ahead_of_time.abstract((images, labels), by_rows)
             totals = jax.eval_shape(totals_of, criterion, labels)

@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     batches,
                     settings.batch_size // settings.accumulate,
                     dataset.image_size,
+                    num_classes=len(dataset.class_names) if run.mixes() else None,
                     weighted=settings.accumulate > 1,
                 ),
                 steps_per_epoch=(run.steps - run.step) * settings.accumulate,
@@ -252,14 +253,15 @@ class StepLoss(keras.metrics.Metric):
 
 
 class MacroF1(keras.metrics.F1Score):
-    """Keras' macro-F1, which takes one-hot labels, of labels (N,)."""
+    """Keras' macro-F1, which takes one-hot labels, of labels (N,) or the likeliest of (N, C)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(average="macro", **options)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the answers of logits (N, C)."""
-        one_hot = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1])
+        labels = y_true if len(y_true.shape) == 1 else ops.argmax(y_true, -1)
+        one_hot = ops.one_hot(ops.cast(labels, "int32"), y_pred.shape[-1])
         super().update_state(one_hot, y_pred, sample_weight)
 
 

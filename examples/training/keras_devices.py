@@ -61,12 +61,14 @@ def feed(
     batches: Callable[[], Iterator[tuple[np.ndarray, ...]]],
     batch_size: int,
     image_size: int,
+    num_classes: int | None = None,
     weighted: bool = False,
 ) -> Any:
     """Batches uint8 (b, S, S, 3) and int64 (b,) in a form that ``fit`` reads from the first on.
 
-    ``weighted`` ones have sample weights too, float32 (b,). Under a strategy of TensorFlow ``fit``
-    reads some, and begins again: a generator has lost them.
+    Labels of ``num_classes``, if that is given, are distributions, float32 (b, C); ``weighted``
+    ones have sample weights too, float32 (b,). Under a strategy of TensorFlow ``fit`` reads some,
+    and begins again: a generator has lost them.
     """
     if BACKEND != "tensorflow":
         return batches()
@@ -74,6 +76,8 @@ def feed(
 
     images = tf.TensorSpec((batch_size, image_size, image_size, 3), tf.uint8)
     labels = tf.TensorSpec((batch_size,), tf.int64)
+    if num_classes is not None:
+        labels = tf.TensorSpec((batch_size, num_classes), tf.float32)
     signature = (images, labels)
     if weighted:
         signature += (tf.TensorSpec((batch_size,), tf.float32),)

@@ -33,6 +33,7 @@ class Recipe:
     early_stopping: int | None = None
     clip_norm: float | None = None
     accumulate: int = 1
+    mixup: float | None = None
 
     @property
     def all_epochs(self) -> int:
@@ -113,6 +114,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="parts of a batch, one after another: the same step with less memory (1)",
+    )
+    add(
+        "--mixup",
+        type=positive,
+        metavar="ALPHA",
+        help="train on means of two images, in proportions of Beta(ALPHA, ALPHA)",
     )
     add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
 

@@ -62,7 +62,7 @@ def in_parts(
     batch, times the number of parts, since Keras takes the mean of their gradients.
 
     Args:
-        batches: images (B, …) and labels (B,).
+        batches: images (B, …) and labels (B,), or distributions (B, C).
         accumulate: the number of parts.
         class_weight: the weights (C,) by which the loss's mean divides, if any, as they are now.
     """
@@ -72,7 +72,7 @@ def in_parts(
             continue
         w, weights = np.ones(len(labels)), class_weight()
         if weights is not None:
-            w = weights[labels]
+            w = weights[labels] if labels.ndim == 1 else labels @ weights
         for rows in pieces(accumulate):
             share = accumulate * w[rows].sum() / w.sum()
             yield images[rows], labels[rows], np.full(len(w[rows]), share, np.float32)

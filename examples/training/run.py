@@ -22,6 +22,7 @@ from examples.data.datasets import Dataset
 from examples.training import results
 from examples.training.checkpoints import Checkpoints
 from examples.training.machine import cpu, peak_host_memory
+from examples.training.mixup import mix
 from examples.training.progress import Display
 from examples.training.recipe import EARLIER
 from examples.training.settings import Settings
@@ -234,6 +235,7 @@ class Run:
     def train_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's share of what is left of the epoch: uint8 (b, S, S, 3), int64 (b,).
 
+        With mixup the labels are distributions, float32 (b, C), but not the head's.
         Ends early when the run is asked to stop.
         """
         batch, size = self.settings.batch_size, self.steps * self.settings.batch_size
@@ -242,10 +244,15 @@ class Run:
         order = epoch_order(self.dataset.train.labels, size, **about)
         mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
         self._clock = time.perf_counter()
-        for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
-            yield images, labels
+        batches = self.dataset.train.batches(mine.ravel(), batch // self.world)
+        for step, (images, labels) in enumerate(batches, self.step):  # which may be read ahead
+            yield self._mixed(images, labels, step) if self.mixes() else (images, labels)
             if self.stopping:
                 break
+
+    def mixes(self) -> bool:
+        """Whether images are mixed, and labels are distributions, as the network is trained now."""
+        return self.settings.mixup is not None and not self.head_alone
 
     def step_seed(self) -> int:
         """A seed for what is random in the next step, on this process: dropout and the like."""
@@ -366,6 +373,13 @@ class Run:
         )
 
     # --- inside
+
+    def _mixed(
+        self, images: np.ndarray, labels: np.ndarray, step: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        words = (self.settings.seed, self.epoch, step, self.rank)
+        classes = len(self.dataset.class_names)
+        return mix(images, labels, classes, self.settings.mixup, words)
 
     def _stage_is_done(self) -> bool:
         """Whether the network, or the head if it is trained alone, has had its epochs."""

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from examples.training.mixup import mix
 from examples.training.run import Run
-from examples.training.settings import parse
-from tests.examples.test_trainers import NEEDS, SHARED, assert_same_run, history
+from examples.training.settings import LOSSES, parse
+from lmf_multi import class_margins, class_weights, log_priors, reference
+from tests.examples.test_trainers import LOSS_OF, NEEDS, SHARED, assert_same_run, history
 from tests.frameworks import load
 
 
@@ -306,6 +308,71 @@ def test_crts_head_follows_where_the_network_stopped_early(name, monkeypatch, tm
     assert_same_run(stopped, whole)
 
 
+# --- mixup
+
+
+def test_mixup_takes_means_of_images_and_labels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    labels = np.array([0, 2, 1, 1, 0, 2])
+    shares = []
+    for step in range(50):
+        pixels, soft = mix(images, labels, 3, 0.4, (0, 1, step))
+        again, _ = mix(images, labels, 3, 0.4, (0, 1, step))
+        np.testing.assert_array_equal(again, pixels)
+        assert pixels.dtype == np.uint8 and soft.dtype == np.float32
+        np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
+        # of which two images each is a mean, by its labels and by its pixels
+        share = soft[range(6), labels].min()
+        means = share * images[:, None] + (1 - share) * images[None]
+        far = np.abs(pixels[:, None] - means).max((2, 3, 4))
+        assert (far.min(1) <= 0.51).all()
+        other = far.argmin(1)
+        expected = share * np.eye(3)[labels] + (1 - share) * np.eye(3)[labels[other]]
+        np.testing.assert_allclose(soft, expected, atol=3e-3)
+        shares.append(share)
+    assert len(set(shares)) == 50
+    drawn = [mix(images, labels, 3, 2.0, (1, i))[1][0, 0] for i in range(2000)]
+    drawn = np.array([share for share in drawn if share < 1])  # which is mixed with another class
+    np.testing.assert_allclose(drawn.mean(), 0.5, atol=0.02)
+    np.testing.assert_allclose(drawn.std(), (1 / 20) ** 0.5, atol=0.02)  # Beta(2, 2)'s
+
+
+@pytest.mark.parametrize("options", ["", " --label-smoothing 0.1"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_take_mixed_labels(name, loss, options):
+    load_all(name)
+    settings = parse(name, f"--loss {loss}{options}".split(), "")
+    rng = np.random.default_rng(0)
+    counts, labels = np.array([90, 30, 10, 3]), rng.dirichlet([1] * 4, 16).astype(np.float32)
+    logits = rng.normal(size=(16, 4)).astype(np.float32)
+    given = dict(settings.loss_options)
+    w = class_weights(counts, given.pop("class_weight", None))
+    adjusted = logits + given.pop("logit_adjustment", 0.0) * log_priors(counts)
+    margins = class_margins(counts, given.pop("max_margin", 0.5)) * (loss in ("ldam", "lmf"))
+    if loss not in ("focal", "ldam", "lmf"):  # cross-entropy is LDAM without margins
+        given |= {"alpha": 1.0, "beta": 0.0, "scale": 1.0}
+    given |= {"focal": {"alpha": 0.0}, "ldam": {"alpha": 1.0, "beta": 0.0}}.get(loss, {})
+    expected = reference.lmf_loss(adjusted.astype(float), labels, margins, w, **given)
+    found = LOSS_OF[name](settings, counts, logits, labels)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_mixed_images_are_learnt_from_and_a_resumed_run_mixes_the_same(name, monkeypatch, tmp_path):
+    """Stopped within an epoch; in parts, whose labels' weights are the mixed ones'."""
+    flags = ["--mixup", 0.4, "--accumulate", 2, "--loss", "bwcce"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert trained(name, *flags, "--out", whole) == 0
+    assert trained(name, "--loss", "bwcce", "--accumulate", 2, "--out", tmp_path / "plain") == 0
+    first, second = (float(row["train_loss"]) for row in history(whole))
+    assert second < first and first != float(history(tmp_path / "plain")[0]["train_loss"])
+    stopping(monkeypatch, epoch=1, step=3)
+    assert trained(name, *flags, "--out", stopped) == 130
+    monkeypatch.undo()
+    assert trained(name, *flags, "--out", stopped, "--resume") == 0
+    assert_same_run(stopped, whole)
+
+
 # --- a batch in parts
 
 
@@ -350,6 +417,8 @@ SGD = ["--optimizer", "sgd", "--learning-rate", "3e-3", "--clip-norm", 5]
         "--loss focal",
         "--loss bwcce --class-weight balanced",
         "--loss la",
+        "--loss ldam --scale 3 --mixup 0.5",
+        "--loss ce --label-smoothing 0.1 --mixup 0.5",
     ],
 )
 def test_parts_of_a_batch_train_as_the_whole(name, flags, monkeypatch, tmp_path):
