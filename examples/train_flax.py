@@ -35,7 +35,15 @@ from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
 from examples.training.recipe import pieces
-from examples.training.recipe_flax import build_optimizer
+from examples.training.recipe_flax import (
+    averaged,
+    build_optimizer,
+    common,
+    read,
+    validated,
+    weights_of,
+    written,
+)
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -52,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     replicated = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec("batch"))
     put = jax.jit(lambda tree: tree, out_shardings=replicated)  # as on one host, so on several
+    # to memory of its own, which no step takes
+    copied = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=replicated)
     if settings.aot:
         put = partial(ahead_of_time.abstract, sharding=replicated)
 
@@ -78,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         criterion = put(build_loss(settings, dataset.class_counts))
         head = HEADS[settings.arch].partition(".")[0]
 
-        def begun(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
+        def begun(model: nnx.Module) -> tuple[Any, ...]:
             """What the steps take, of a model and an optimiser that has made none.
 
-            The graphs of training and evaluation, dropout's keys, and the rest.
+            The graphs of training and evaluation, dropout's keys, the rest, and with --ema the
+            trained weights' average.
             """
             trained = nnx.All(nnx.Param, nnx.PathContains(head)) if run.head_alone else nnx.Param
             optimizer = build_optimizer(settings, run.steps, run.head_alone)
@@ -94,12 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.train()
             # dropout's keys follow from the seed; how often they were drawn from is in the state
             training, keys, state = nnx.split(parts, nnx.RngKey, ...)
-            return training, evaluation, put(keys), put(state)
+            state = put(state)
+            has_average = settings.ema is not None and not settings.aot
+            average = copied(weights_of(state, trained)) if has_average else None
+            return training, evaluation, put(keys), state, average
 
         folder = run.resume()
-        training, evaluation, keys, state = begun(model)
+        training, evaluation, keys, state, average = begun(model)
         if folder:
-            state = load(folder, state)
+            state, average = read(load(folder, written(state, average)), average)
 
     # step
     # Compiled anew when the head is trained alone, whose state has fewer arrays.
@@ -127,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = nnx.merge(evaluation, keys, state)
         return parts["model"](models.normalize(images))
 
+    average_step = jax.jit(averaged, donate_argnums=0, out_shardings=replicated)
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
     totals_of = jax.jit(
         lambda criterion, labels: criterion.normalizers(labels), out_shardings=replicated
@@ -165,12 +180,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run:
         while not run.done:
             if run.head_is_next():
-                parts = nnx.merge(evaluation, keys, load(run.begin_head(), state))
+                best = load(run.begin_head(), written(state, average))
+                state, average = read(best, average)
+                parts = nnx.merge(evaluation, keys, validated(state, average))
                 # another draw than the one that the features grew with
                 key = jax.random.fold_in(jax.random.key(settings.seed), run.epoch)
                 untrained = build(head=settings.head, rngs=nnx.Rngs(key))
                 setattr(parts["model"], head, getattr(untrained, head))
-                training, evaluation, keys, state = begun(parts["model"])
+                training, evaluation, keys, state, average = begun(parts["model"])
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
                 criterion = put(criterion.replace(class_weight=weights))
@@ -182,21 +199,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                     part = sharded(images[rows]), sharded(labels[rows])
                     state, loss = train_step(state, keys, criterion, totals, *part)
                     losses.append(loss)
+                if average is not None:
+                    share = 1.0 if run.stage_begins() else 1 - settings.ema
+                    average = average_step(average, common(state, average), share)
                 # JAX may still be at work on it
                 run.took_step(loss if totals is None else sum(losses))
             if run.stopping and run.step < run.steps:
-                run.save(partial(save, state))
+                run.save(partial(save, written(state, average)))
                 return run.stop()
-            logits = predict(state, dataset.val)
+            logits = predict(validated(state, average), dataset.val)
             run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
-            run.save(partial(save, state))
+            run.save(partial(save, written(state, average)))
             if run.stopping and not run.done:
                 return run.stop()
 
         if world > 1:
             multihost_utils.sync_global_devices("process 0 has written the best epoch")
         # the test images are seen once, by the model that the validation images chose
-        state = load(run.checkpoints.of_epoch(run.best_epoch), state)
+        best = load(run.checkpoints.of_epoch(run.best_epoch), written(state, average))
+        state = validated(*read(best, average))
         run.finish(
             predict(state, dataset.test),
             predict(state, dataset.val),

@@ -40,6 +40,7 @@ with stderr_kept_back():
     from examples.training.recipe_keras import (
         FocalInParts,
         LMFInParts,
+        averaged,
         build_optimizer,
         check_devices,
         in_parts,
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return training.predict(batches, steps=len(rows) // batch, verbose=0)[: len(split)]
 
     def write(folder: Path) -> None:
-        model.save(folder / "model.keras")
+        with averaged(training):
+            model.save(folder / "model.keras")
         np.savez(folder / "training.npz", *map(ops.convert_to_numpy, state))
 
     # loop
@@ -135,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 run.save(write)
                 return run.stop()
-            logits = predict(dataset.val)
+            with averaged(training):
+                logits = predict(dataset.val)
             run.end_epoch(logits, float(criterion(dataset.val.labels, logits)))
             run.save(write)
             if run.stopping and not run.done:
@@ -173,7 +176,9 @@ def begun(
     optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
     # which Keras counts on, so that what is drawn after a resume is what would have been
     dropout = [v for v in training.variables if v.name == "seed_generator_state"]
-    return training, [*optimizer.variables, *dropout]
+    # and where a checkpoint's model is the averaged one, the weights that are trained
+    weights = training.trainable_variables if optimizer.use_ema else []
+    return training, [*optimizer.variables, *dropout, *weights]
 
 
 def draw_anew(layer: keras.layers.Layer) -> None:

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
-from examples.training.recipe_torch import backward, build_optimizer, build_scheduler, step
+from examples.training.recipe_torch import backward, begin
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -64,14 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # what a GPU's convolutions read; from the other layout cuDNN would copy for each of them
         model.to(device, memory_format=torch.channels_last)
         criterion = build_loss(settings, dataset.class_counts, world).to(device)
-        optimizer = build_optimizer(settings, model.parameters())
         folder = run.resume()
-        scheduler = build_scheduler(settings, optimizer, run.head_alone)
-        # all that a checkpoint needs: order of the images and dropout follow from seed and step
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        training = begin(settings, model, run.head_alone)
         if folder:
             for name, saved in load(folder, device).items():
-                parts[name].load_state_dict(saved)
+                training.parts[name].load_state_dict(saved)
         if run.head_alone:
             freeze_features(model, settings.arch)
 
@@ -95,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def train_step(images: Tensor, labels: Tensor) -> Tensor:
         torch.manual_seed(run.step_seed())  # dropout goes on as it would have after a resume
-        optimizer.zero_grad(set_to_none=True)
+        training.optimizer.zero_grad(set_to_none=True)
         loss = backward(loss_of, criterion, (images, labels), replica, settings.accumulate)
-        step(settings, optimizer)
+        training.step()
         if world > 1:  # its mean over the processes is the whole batch's
             dist.all_reduce(loss)
         return loss / world
@@ -105,21 +102,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     @torch.no_grad()
     def predict(split: Split) -> Tensor:
         """Logits (N, C) of a split in its order, on the CPU of every process."""
-        model.eval()
+        network = training.network.eval()
         # rows of 0 but for this process's own: their sum over the processes is whole
         logits = torch.zeros(len(split), len(dataset.class_names), device=device)
         mine = np.arange(len(split))[rank::world]
         done = 0
         for images, labels in split.batches(mine, settings.batch_size // world):
             rows = mine[done : done + len(labels)]
-            logits[rows] = logits_of(model, on_device(images, device)).float()
+            logits[rows] = logits_of(network, on_device(images, device)).float()
             done += len(labels)
         if world > 1:
             dist.all_reduce(logits)
         return logits.cpu()
 
     def write(folder: Path) -> None:
-        state = {name: part.state_dict() for name, part in parts.items()}
+        state = {name: part.state_dict() for name, part in training.parts.items()}
         torch.save(state, folder / "checkpoint.pt")
 
     def save() -> None:
@@ -134,9 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.load_state_dict(load(run.begin_head(), device)["model"])
                 torch.manual_seed(settings.seed)
                 freeze_features(model, settings.arch).reset_parameters()
-                optimizer = build_optimizer(settings, model.parameters())
-                scheduler = build_scheduler(settings, optimizer, head_alone=True)
-                parts |= {"optimizer": optimizer, "scheduler": scheduler}
+                training = begin(settings, model, head_alone=True)
                 replica = replicated(model, world)
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
@@ -148,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 save()
                 return run.stop()
-            scheduler.step()  # before the checkpoint, from which the next epoch may begin
+            training.scheduler.step()  # before the checkpoint, from which the next epoch may begin
             logits = predict(dataset.val)
             val_labels = torch.from_numpy(dataset.val.labels)
             # on every process, since its mean is over all of them
@@ -161,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # the test images are seen once, by the model that the validation images chose
         best = load(run.checkpoints.of_epoch(run.best_epoch), device)
-        model.load_state_dict(best["model"])
+        training.network.load_state_dict(best["model"])
         cuda = device.type == "cuda"
         run.finish(
             predict(dataset.test).numpy(),

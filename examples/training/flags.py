@@ -28,3 +28,10 @@ def not_negative(text: str) -> float:
     if not 0 <= (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {value}")
     return value
+
+
+def share(text: str) -> float:
+    """An argparse type."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {value}")
+    return value

@@ -5,7 +5,7 @@ import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from examples.training.flags import at_least, not_negative, positive
+from examples.training.flags import at_least, not_negative, positive, share
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MOMENTUM = 0.9  # sgd's, Nesterov's
@@ -34,6 +34,7 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     mixup: float | None = None
+    ema: float | None = None
 
     @property
     def all_epochs(self) -> int:
@@ -120,6 +121,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="ALPHA",
         help="train on means of two images, in proportions of Beta(ALPHA, ALPHA)",
+    )
+    add(
+        "--ema",
+        type=share,
+        metavar="DECAY",
+        help="validate and test by the weights' moving average, such as 0.999",
     )
     add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
 

@@ -1,9 +1,15 @@
 """The recipe in optax, for the Flax trainer."""
 
+from typing import Any
+
 import optax
+from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from examples.training.recipe import MOMENTUM, Recipe
+
+TRAINED = "trained"  # the weights beside a checkpoint's model, whose own are averaged
 
 
 def build_optimizer(
@@ -50,3 +56,43 @@ def schedule(recipe: Recipe, head_alone: bool = False) -> optax.Schedule:
         main = optax.constant_schedule(rate)
     rise = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
     return optax.join_schedules([rise, main], [warmup]) if warmup else main
+
+
+# --- averaged weights, of which a state holds a part: {"model": {"head": …}}
+
+
+def weights_of(state: nnx.State, trained: Any) -> nnx.State:
+    """The weights of the model that are trained, which a filter tells."""
+    return common(state, nnx.State({"model": nnx.filter_state(state["model"], trained)}))
+
+
+def averaged(average: nnx.State, weights: nnx.State, share: ArrayLike) -> nnx.State:
+    """The moving average, in which new weights have a share."""
+    return optax.incremental_update(weights, average, share)
+
+
+def validated(state: nnx.State, average: nnx.State | None) -> nnx.State:
+    """The state whose model is validated: with the averaged weights, if there are any."""
+    return state if average is None else nnx.merge_state(state, average)
+
+
+def written(state: nnx.State, average: nnx.State | None) -> nnx.State:
+    """What a checkpoint holds: ``validated``, and the weights that are trained if they differ."""
+    if average is None:
+        return state
+    return nnx.State({**validated(state, average), TRAINED: common(state, average)["model"]})
+
+
+def read(tree: nnx.State, average: nnx.State | None) -> tuple[nnx.State, nnx.State | None]:
+    """The state and its average, of what was ``written`` with an average like this one."""
+    if average is None:
+        return tree, None
+    weights = nnx.State({"model": tree[TRAINED]})
+    state = nnx.State({name: part for name, part in tree.items() if name != TRAINED})
+    return nnx.merge_state(state, weights), common(state, average)
+
+
+def common(state: nnx.State, part: nnx.State) -> nnx.State:
+    """What a state has at the places of a part of one."""
+    places = {path for path, _ in nnx.to_flat_state(part)}
+    return nnx.from_flat_state([each for each in nnx.to_flat_state(state) if each[0] in places])

@@ -1,6 +1,7 @@
 """The recipe in Keras, on every backend."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -29,10 +30,12 @@ def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
         options["global_clipnorm"] = recipe.clip_norm
     if recipe.accumulate > 1:
         options["gradient_accumulation_steps"] = recipe.accumulate
+    if recipe.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": recipe.ema}
     if recipe.optimizer == "sgd":
         return SGD(rate, l2=decay, momentum=MOMENTUM, nesterov=True, **options)
     if recipe.optimizer == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=decay, epsilon=EPSILON, **options)
+        return AdamW(rate, weight_decay=decay, epsilon=EPSILON, **options)
     return Adam(rate, l2=decay, **options)
 
 
@@ -43,6 +46,7 @@ def check_devices(recipe: Recipe) -> None:
     for flag, asked in (
         ("--clip-norm", recipe.clip_norm is not None),
         ("--accumulate", recipe.accumulate > 1),
+        ("--ema", recipe.ema is not None),
     ):
         if asked:
             raise ValueError(
@@ -99,7 +103,50 @@ class FocalInParts(FocalLoss):
         return super().__call__(y_true, y_pred)
 
 
-class L2:
+@contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Have a model the averaged weights inside, if its optimiser keeps any."""
+    optimizer, weights = model.optimizer, model.trainable_variables
+    if not optimizer.use_ema:
+        yield
+        return
+    trained = [np.array(keras.ops.convert_to_numpy(weight)) for weight in weights]  # copies
+    optimizer.overwrite(weights)
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, trained, strict=True):
+            weight.assign(value)
+
+
+class Averaging:
+    """An optimiser whose moving average is of the weights after each batch, and beside them."""
+
+    def overwrite(self, weights: Sequence[keras.Variable]) -> None:
+        """Give weights the values of their averages."""
+        super().finalize_variable_values(weights)
+
+    def finalize_variable_values(self, weights: Sequence[keras.Variable]) -> None:
+        """Keep them: ``fit`` calls this after each epoch here, from which the next one goes on."""
+
+    def _update_model_variables_moving_average(self, weights: Sequence[keras.Variable]) -> None:
+        """Keras would count a batch's weights once for each of its parts."""
+        if not (parts := self.gradient_accumulation_steps):
+            super()._update_model_variables_moving_average(weights)
+            return
+        is_last, is_first = (self._iterations + 1) % parts == 0, self.iterations == 0
+        kept = keras.ops.where(is_first, 0.0, self.ema_momentum)
+        kept = keras.ops.where(is_last, kept, 1.0)
+        for weight, average in zip(weights, self._model_variables_moving_average, strict=True):
+            average.assign(kept * average + (1 - kept) * weight)
+
+
+@keras.saving.register_keras_serializable(package="examples")
+class AdamW(Averaging, keras.optimizers.AdamW):
+    """Keras' own."""
+
+
+class L2(Averaging):
     """An optimiser whose weight decay is an L2 penalty, added to the gradient.
 
     Keras' own ``weight_decay`` shrinks the weights beside the step, as AdamW does.

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from examples.training.recipe import MOMENTUM, Recipe, pieces
 
@@ -56,14 +59,6 @@ def backward(
     return torch.stack(losses).sum() if accumulate > 1 else losses[0]
 
 
-def step(recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
-    """Move the weights by their gradients, shortened where they are too long together."""
-    if recipe.clip_norm is not None:
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        nn.utils.clip_grad_norm_(weights, recipe.clip_norm)
-    optimizer.step()
-
-
 def build_scheduler(
     recipe: Recipe, optimizer: torch.optim.Optimizer, head_alone: bool = False
 ) -> LRScheduler:
@@ -80,3 +75,45 @@ def build_scheduler(
         return main
     rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
     return SequentialLR(optimizer, [rise, main], [warmup])
+
+
+@dataclass
+class Training:
+    """A model, what moves its weights, and their average."""
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated: the model, or one of averaged weights."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """All that a checkpoint needs: images and dropout follow from seed and step."""
+        found = {"model": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        if self.average is not None:  # which shares its memory, and bytes, with the network
+            found |= {"average": self.average, "trained": self.model}
+        return found
+
+    def step(self) -> None:
+        """Move the weights by their gradients, shortened where they are too long together."""
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+
+def begin(recipe: Recipe, model: nn.Module, head_alone: bool = False) -> Training:
+    """Before the first step of the whole network, or of the head, whose average begins anew."""
+    optimizer = build_optimizer(recipe, model.parameters())
+    average = None
+    if recipe.ema is not None:  # of the weights; batch norm's moments are the newest
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+    scheduler = build_scheduler(recipe, optimizer, head_alone)
+    return Training(recipe, model, optimizer, scheduler, average)

@@ -254,6 +254,10 @@ class Run:
         """Whether images are mixed, and labels are distributions, as the network is trained now."""
         return self.settings.mixup is not None and not self.head_alone
 
+    def stage_begins(self) -> bool:
+        """Whether the network, or the head alone, has made no step yet."""
+        return (self.epoch, self.step) == (self._begun(), 0)
+
     def step_seed(self) -> int:
         """A seed for what is random in the next step, on this process: dropout and the like."""
         words = [self.settings.seed, self.epoch, self.step, self.rank]

@@ -6,12 +6,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from examples.training.mixup import mix
 from examples.training.run import Run
 from examples.training.settings import LOSSES, parse
 from lmf_multi import class_margins, class_weights, log_priors, reference
-from tests.examples.test_trainers import LOSS_OF, NEEDS, SHARED, assert_same_run, history
+from tests.examples.test_trainers import (
+    LOSS_OF,
+    NEEDS,
+    SHARED,
+    assert_same_run,
+    history,
+    result,
+    weights_of,
+)
 from tests.frameworks import load
 
 
@@ -373,6 +382,41 @@ def test_mixed_images_are_learnt_from_and_a_resumed_run_mixes_the_same(name, mon
     assert_same_run(stopped, whole)
 
 
+# --- averaged weights
+
+
+def final_weights(name, out, epoch):
+    found = weights_of(name, out / "checkpoints" / f"{epoch:05d}-0000000")
+    return {path: value for path, value in found.items() if "head" in path}
+
+
+def test_averaged_weights_are_validated_and_the_others_trained(name, monkeypatch, tmp_path):
+    """Of three steps, each of them an epoch, made in two parts that count as one."""
+    load_all(name)
+    monkeypatch.setattr(load(f"examples.train_{name}").models, "build", PIXELS_OF[name])
+    flags = [*SGD, "--batch-size", 280]
+    for epochs in (1, 2, 3):
+        assert trained(name, *flags, "--epochs", epochs, "--out", tmp_path / str(epochs)) == 0
+    one, two, three = (final_weights(name, tmp_path / str(n), n) for n in (1, 2, 3))
+    out = tmp_path / "ema"
+    more = ["--ema", 0.7, "--accumulate", 2, "--epochs", 3]
+    assert trained(name, *flags, *more, "--out", out) == 0
+    losses = [[float(row["train_loss"]) for row in history(path)] for path in (out, tmp_path / "3")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # of the weights that are trained
+    found = final_weights(name, out, 3)
+    assert len(found) == 2
+    for weight, value in found.items():
+        average = 0.7 * (0.7 * one[weight] + 0.3 * two[weight]) + 0.3 * three[weight]
+        np.testing.assert_allclose(value, average, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(value, three[weight], rtol=1e-3)
+    # validated by the average, which is what predictions come from
+    assert history(out)[2]["val_loss"] != history(tmp_path / "3")[2]["val_loss"]
+    kept = np.load(out / "predictions.npz")["val_logits"]
+    best = result(out)["best_validation"]
+    f1 = f1_score(np.load(out / "predictions.npz")["val_labels"], kept.argmax(1), average="macro")
+    np.testing.assert_allclose(f1, best["macro_f1"], rtol=1e-12)
+
+
 # --- a batch in parts
 
 
@@ -400,7 +444,7 @@ def pixels_of_flax(*_, rngs, **__):
 def pixels_of_keras(*_, **__):
     layers = load("keras").layers
     pixels = layers.Input((28, 28, 3))
-    head = layers.Dense(10)(layers.Flatten()(layers.Rescaling(1 / 255)(pixels)))
+    head = layers.Dense(10, name="head")(layers.Flatten()(layers.Rescaling(1 / 255)(pixels)))
     return load("keras").Model(pixels, head)
 
 
@@ -461,3 +505,26 @@ def test_a_wave_has_the_epochs_that_it_began_with(tmp_path):
     assert trained("torch", *flags) == 0
     longer = trained("torch", *flags, "--resume", "--epochs", 3)
     assert "--resume needs the epochs that the run began with, 2, got 3" in longer
+
+
+# --- all of it
+
+ALL = [
+    *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", 1, "--clip-norm", 1),
+    *("--accumulate", 2, "--mixup", 0.2, "--label-smoothing", 0.1, "--ema", 0.8),
+    *("--loss", "crt", "--head-epochs", 2, "--early-stopping", 2),
+]
+
+
+def test_a_run_with_all_of_it_goes_on_as_it_would_have(name, monkeypatch, tmp_path):
+    """Stopped within an epoch of the network, and of the head."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert trained(name, *ALL, "--out", whole) == 0
+    for epoch in (1, 2):
+        with monkeypatch.context() as patch:
+            stopping(patch, epoch=epoch, step=3)
+            assert trained(name, *ALL, "--out", stopped, "--resume") == 130
+    assert trained(name, *ALL, "--out", stopped, "--resume") == 0
+    assert_same_run(stopped, whole)
+    checkpoints = [path.name for path in (stopped / "checkpoints").iterdir()]
+    assert "00004-0000000" in checkpoints
