@@ -3,6 +3,9 @@
 import argparse
 from typing import Any
 
+# A flag that --no-… takes back where a file has it.
+switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": False}
+
 
 def at_least(smallest: int) -> Any:
     """An argparse type."""

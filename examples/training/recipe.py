@@ -5,7 +5,7 @@ import math
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from examples.training.flags import at_least, not_negative, positive, share
+from examples.training.flags import at_least, not_negative, positive, share, switch
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 MOMENTUM = 0.9  # sgd's, Nesterov's
@@ -128,7 +128,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="validate and test by the weights' moving average, such as 0.999",
     )
-    add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
+    add("--bf16", **switch, help="compute in bfloat16; weights and loss stay float32")
 
 
 def pieces(number: int) -> list[slice]:

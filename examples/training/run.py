@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from examples.data import datasets
 from examples.data.datasets import Dataset
-from examples.training import results
+from examples.training import config, results
 from examples.training.checkpoints import Checkpoints
 from examples.training.machine import cpu, peak_host_memory
 from examples.training.mixup import mix
@@ -197,6 +197,8 @@ class Run:
         settings, done = self.settings, self.epoch * self.steps + self.step
         with one_sentence():
             settings.out.mkdir(parents=True, exist_ok=True)
+            if self.rank == 0:
+                config.write(settings.out, settings.flags())
         self._display = Display(
             settings.out / "tensorboard", settings.all_epochs, self.steps, done, self.rank == 0
         )

@@ -6,13 +6,15 @@ The recipe is that of Sadi et al., arXiv 2212.12741: Adam, a step decay, the bes
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from examples.training.flags import at_least
-from examples.training.recipe import Recipe, add_flags, recipe_of
+from examples.training import config
+from examples.training.flags import at_least, switch
+from examples.training.recipe import STEPS, Recipe, add_flags, recipe_of
 from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
@@ -96,6 +98,21 @@ class Settings(Recipe):
         """What every framework's networks are built with, beside their sizes."""
         return {"head": self.head, "pretrained": self.pretrained, "weights": self.weights}
 
+    def flags(self) -> dict[str, Any]:
+        """The flags that say this, but where the run is and what this machine has."""
+        found = asdict(self) | self.loss_options
+        if "class_weight" in self.loss_options:
+            found["class_weight"] = self.loss_options["class_weight"] or "none"
+        own = {"framework", "loss_options", "out", "resume", "workers"}
+        if self.drw is not None:  # which sets them
+            own.add("class_weight")
+        if self.schedule != "step":
+            own |= STEPS.keys()
+        if not self.head_epochs:
+            own.add("head_epochs")
+        # None and False are what they are where not given
+        return {k: v for k, v in found.items() if k not in own and v not in (None, False)}
+
     def trained_alike(self) -> dict[str, Any]:
         """What decides the numbers of each epoch; the rest may change when a run is resumed.
 
@@ -125,13 +142,13 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     )
     add("--imbalance", type=float, default=50.0, help="digits: commonest to rarest class (50)")
     add("--split-seed", type=int, default=0, help="where the data are split here (0)")
-    add("--skip-unreadable", action="store_true", help="leave out files that are no whole image")
+    add("--skip-unreadable", **switch, help="leave out files that are no whole image")
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
 
     add = parser.add_argument_group("model").add_argument
     add("--arch", choices=TORCH_ARCHS, default="small")
     add("--head", choices=("linear", "cosine"), default="linear")
-    add("--pretrained", action="store_true", help="start from the library's ImageNet weights")
+    add("--pretrained", **switch, help="start from the library's ImageNet weights")
     add("--weights", metavar="FILE", help="start from these weights")
 
     add = parser.add_argument_group("loss", "the paper's values where not given").add_argument
@@ -155,20 +172,26 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     add_flags(parser)
 
     add = parser.add_argument_group("run").add_argument
+    add("--config", type=Path, metavar="FILE", help="TOML with flags, which those here replace")
     add("--out", type=Path, metavar="DIR", help="results and checkpoints (runs/DATA-ARCH-LOSS-…)")
     add("--seed", type=at_least(0), default=0)
     add("--resume", action="store_true", help="go on where the run in DIR stopped, if there is one")
     if framework == "torch":
         add("--device", help="such as cpu, cuda, cuda:1 or mps (a GPU if there is one)")
-        add("--compile", action="store_true", help="torch.compile the model and the loss")
+        add("--compile", **switch, help="torch.compile the model and the loss")
     if framework == "flax":
         add("--distributed", action="store_true", help="one of several hosts: jax.distributed")
         add("--aot", metavar="TOPOLOGY", help="only compile the step for a TPU such as v5e:2x4")
 
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     try:
+        if args.config is not None:
+            known = vars(args).keys() - {"config"}
+            # those of the command line come last, and replace the file's
+            args = parser.parse_args([*config.arguments(args.config, known), *argv])
         return settings_of(framework, args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

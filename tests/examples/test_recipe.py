@@ -232,6 +232,77 @@ def test_a_recipe_that_does_not_fit_is_one_sentence(flags, sentence, capsys):
     assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
 
 
+# --- a file
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--loss ce --label-smoothing 0.1",
+        "--loss focal --class-weight none --gamma 0.5 --bf16",
+        "--loss lmf --drw 3 --alpha 0.7",
+        "--loss crt --head-epochs 4 --schedule cosine --optimizer sgd --imbalance 1e-05",
+        "--image-size 32 --clip-norm 2.5 --mixup 0.3 --ema 0.99 --warmup 3 --early-stopping 7",
+        "--weights a'b\"c/ü.pt --seed 4 --decay-epochs 3",
+    ],
+)
+def test_what_a_run_writes_says_its_settings(flags, tmp_path):
+    config = load("examples.training.config")
+    settings = recipe(flags + " --out x")
+    config.write(tmp_path, settings.flags())
+    again = parse("torch", ["--config", str(tmp_path / "config.toml"), "--out", "x"], "")
+    assert again == settings
+
+
+def test_flags_replace_the_files(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('learning-rate = 0.5\nbatch_size = 8\nloss = "ce"\nbf16 = true\nresume = false')
+    settings = recipe(f"--config {file} --batch-size 16 --no-bf16")
+    assert (settings.learning_rate, settings.batch_size, settings.loss) == (0.5, 16, "ce")
+    assert (settings.bf16, settings.resume) == (False, False)
+    assert recipe(f"--batch-size 16 --config {file}").bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("lerning_rate = 1", "{} has the key lerning_rate, which is no flag here; -h lists them"),
+        ("learn = 1", "{} has the key learn, which is no flag here; -h lists them"),
+        ('config = "x"', "{} has the key config, which is no flag here; -h lists them"),
+        (
+            "[training]\nepochs = 3",
+            "{} has the key training, which is no flag here; -h lists them",
+        ),
+        ("epochs = [3]", "{} must have text, a number, true or false for epochs, got [3]"),
+        ("epochs = ", "--config must be a TOML file, got {}: Invalid value"),
+        ("epochs = 0", "argument --epochs: must be at least 1, got 0"),
+        ('loss = "dice"', "argument --loss: invalid choice: 'dice'"),
+        ("epochs = true", "argument --epochs: expected one argument"),
+        ('bf16 = "yes"', "ignored explicit argument 'yes'"),
+        ("gamma = 2\nloss = 'ce'", "--gamma belongs to focal, lmf, got --loss ce"),
+        (None, "No such file or directory: '{}'"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_sentence(content, sentence, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        recipe(f"--config {file}")
+    *_, last = capsys.readouterr().err.splitlines()
+    assert sentence.format(file) in last and "error: " in last
+
+
+@pytest.mark.parametrize("study", ["compare", "heads"])
+def test_a_study_takes_no_file(study, tmp_path, capsys):
+    load("jax")
+    with pytest.raises(SystemExit, match="2"):
+        load(f"examples.{study}").main(["--config=run.toml", "--out", str(tmp_path / "study")])
+    assert "--config is one training's; give the study its flags" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 # --- whole runs
 
 SHORT = ["--epochs", "2", "--learning-rate", "1e-3"]
@@ -498,6 +569,19 @@ def test_a_run_that_is_older_than_a_flag_goes_on(tmp_path, capsys):
     assert "--resume needs the schedule that the run began with, 'step', got 'constant'" in refused
     assert trained("torch", "--out", out, "--resume") == 0
     assert "Going on after epoch 1 of 2." in capsys.readouterr().out
+
+
+def test_a_run_can_be_repeated_from_what_it_wrote(name, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = ["--loss", "focal", "--gamma", 0.5, "--epochs", 1, "--seed", 3, "--mixup", 0.4]
+    assert trained(name, *flags, "--out", one) == 0
+    assert (
+        load(f"examples.train_{name}").main(
+            ["--config", str(one / "config.toml"), "--out", str(two)]
+        )
+        == 0
+    )
+    assert_same_run(one, two)
 
 
 def test_a_wave_has_the_epochs_that_it_began_with(tmp_path):
