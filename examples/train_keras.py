@@ -231,7 +231,8 @@ class CrossEntropy(keras.losses.Loss):
         else:
             C = y_pred.shape[-1]
             q = (1 - ε) * (ops.one_hot(y_true, C) if sparse else y_true) + ε / C
-            losses = -ops.sum(q * self.class_weight * ops.log_softmax(y_pred), -1)
+            share = ops.multiply(q, self.class_weight)  # of which PyTorch's operator warns
+            losses = -ops.sum(share * ops.log_softmax(y_pred), -1)
         if sample_weight is not None:
             losses = losses * sample_weight
         return ops.sum(losses) / keras_devices.over_replicas(ops.sum(w))

@@ -110,13 +110,24 @@ def averaged(model: keras.Model) -> Iterator[None]:
     if not optimizer.use_ema:
         yield
         return
-    trained = [np.array(keras.ops.convert_to_numpy(weight)) for weight in weights]  # copies
+    trained = copies(weights)
     optimizer.overwrite(weights)
+    assign(weights, copies(weights))  # JAX gives away what the average would share with them
     try:
         yield
     finally:
-        for weight, value in zip(weights, trained, strict=True):
-            weight.assign(value)
+        assign(weights, trained)
+
+
+def copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    """Their values, in memory of their own."""
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+    """Give each variable a value."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 class Averaging:
