@@ -122,12 +122,12 @@ def test_rates_by_hand(flags, rates):
 
 def steps_of_torch(module, settings, start, gradients):
     torch = load("torch")
-    parameter = torch.nn.Parameter(torch.tensor(start))
-    optimizer = module.build_optimizer(settings, [parameter])
+    model = torch.nn.ParameterList([torch.tensor(start)])
+    training = module.begin(settings, model)
     for gradient in gradients:
-        parameter.grad = torch.tensor(gradient)
-        module.step(settings, optimizer)
-        yield parameter.detach().numpy().copy()
+        model[0].grad = torch.tensor(gradient)
+        training.step()
+        yield model[0].detach().numpy().copy()
 
 
 def steps_of_flax(module, settings, start, gradients):
@@ -418,6 +418,24 @@ def test_mixup_takes_means_of_images_and_labels():
     np.testing.assert_allclose(drawn.std(), (1 / 20) ** 0.5, atol=0.02)  # Beta(2, 2)'s
 
 
+def test_each_step_and_epoch_mixes_anew(tmp_path):
+    """Whatever it goes on from, and but for the head's."""
+    load("sklearn")
+    settings = recipe(f"--mixup 0.4 --loss crt --epochs 2 --seed 5 --out {tmp_path}")
+    data = load("examples.data.datasets").load("digits", None, imbalance=50.0, split_seed=0)
+    whole, later = Run(settings, data), Run(settings, data)
+    whole.epoch = later.epoch = 1
+    later.step = 3
+    batches, rest = list(whole.train_batches()), list(later.train_batches())
+    assert len(batches) == 8 and len(rest) == 5
+    for (images, labels), (same, same_labels) in zip(batches[3:], rest, strict=True):
+        np.testing.assert_array_equal(images, same)
+        np.testing.assert_array_equal(labels, same_labels)
+    assert len({tuple(np.unique(labels)) for _, labels in batches}) == 8  # proportions
+    whole.head_alone = True
+    assert all(labels.ndim == 1 for _, labels in whole.train_batches())
+
+
 @pytest.mark.parametrize("options", ["", " --label-smoothing 0.1"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_take_mixed_labels(name, loss, options):
@@ -520,14 +538,14 @@ def pixels_of_keras(*_, **__):
 
 
 PIXELS_OF = {"torch": pixels_of_torch, "flax": pixels_of_flax, "keras": pixels_of_keras}
-SGD = ["--optimizer", "sgd", "--learning-rate", "3e-3", "--clip-norm", 5]
+SGD = ["--optimizer", "sgd", "--learning-rate", "1e-3"]
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         "--loss lmf --scale 3",
-        "--loss lmf --scale 3 --drw 1",
+        "--loss lmf --scale 3 --drw 1 --clip-norm 5",
         "--loss ldam --scale 3 --class-weight effective",
         "--loss focal",
         "--loss bwcce --class-weight balanced",
