@@ -23,9 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
-from flax import nnx, struct
+from flax import nnx
 from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,16 +33,9 @@ from examples.data.datasets import Split
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
+from examples.training import recipe_flax as recipe
+from examples.training.losses_flax import CrossEntropy
 from examples.training.recipe import pieces
-from examples.training.recipe_flax import (
-    averaged,
-    build_optimizer,
-    common,
-    read,
-    validated,
-    weights_of,
-    written,
-)
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -95,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trained weights' average.
             """
             trained = nnx.All(nnx.Param, nnx.PathContains(head)) if run.head_alone else nnx.Param
-            optimizer = build_optimizer(settings, run.steps, run.head_alone)
+            optimizer = recipe.build_optimizer(settings, run.steps, run.head_alone)
             optimizer = nnx.Optimizer(model, optimizer, wrt=trained)
             parts = {"model": model, "optimizer": optimizer}
             # split once, merged inside the steps: they take and give arrays alone
@@ -107,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             training, keys, state = nnx.split(parts, nnx.RngKey, ...)
             state = put(state)
             has_average = settings.ema is not None and not settings.aot
-            average = copied(weights_of(state, trained)) if has_average else None
+            average = copied(recipe.weights_of(state, trained)) if has_average else None
             return training, evaluation, put(keys), state, average
 
         folder = run.resume()
         training, evaluation, keys, state, average = begun(model)
         if folder:
-            state, average = read(load(folder, written(state, average)), average)
+            state, average = recipe.read(load(folder, recipe.written(state, average)), average)
 
     # step
     # Compiled anew when the head is trained alone, whose state has fewer arrays.
@@ -141,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = nnx.merge(evaluation, keys, state)
         return parts["model"](models.normalize(images))
 
-    average_step = jax.jit(averaged, donate_argnums=0, out_shardings=replicated)
+    average_step = jax.jit(recipe.averaged, donate_argnums=0, out_shardings=replicated)
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
     totals_of = jax.jit(
         lambda criterion, labels: criterion.normalizers(labels), out_shardings=replicated
@@ -180,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run:
         while not run.done:
             if run.head_is_next():
-                best = load(run.begin_head(), written(state, average))
-                state, average = read(best, average)
-                parts = nnx.merge(evaluation, keys, validated(state, average))
+                best = load(run.begin_head(), recipe.written(state, average))
+                state, average = recipe.read(best, average)
+                parts = nnx.merge(evaluation, keys, recipe.validated(state, average))
                 # another draw than the one that the features grew with
                 key = jax.random.fold_in(jax.random.key(settings.seed), run.epoch)
                 untrained = build(head=settings.head, rngs=nnx.Rngs(key))
@@ -201,23 +193,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                     losses.append(loss)
                 if average is not None:
                     share = 1.0 if run.stage_begins() else 1 - settings.ema
-                    average = average_step(average, common(state, average), share)
+                    average = average_step(average, recipe.common(state, average), share)
                 # JAX may still be at work on it
                 run.took_step(loss if totals is None else sum(losses))
             if run.stopping and run.step < run.steps:
-                run.save(partial(save, written(state, average)))
+                run.save(partial(save, recipe.written(state, average)))
                 return run.stop()
-            logits = predict(validated(state, average), dataset.val)
+            logits = predict(recipe.validated(state, average), dataset.val)
             run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
-            run.save(partial(save, written(state, average)))
+            run.save(partial(save, recipe.written(state, average)))
             if run.stopping and not run.done:
                 return run.stop()
 
         if world > 1:
             multihost_utils.sync_global_devices("process 0 has written the best epoch")
         # the test images are seen once, by the model that the validation images chose
-        best = load(run.checkpoints.of_epoch(run.best_epoch), written(state, average))
-        state = validated(*read(best, average))
+        best = load(run.checkpoints.of_epoch(run.best_epoch), recipe.written(state, average))
+        state = recipe.validated(*recipe.read(best, average))
         run.finish(
             predict(state, dataset.test),
             predict(state, dataset.val),
@@ -276,37 +268,6 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
         "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
-
-
-@struct.dataclass
-class CrossEntropy:
-    """optax's cross-entropy: the mean over the class weight (C,) of the batch.
-
-    With a sharded batch sums are those of all devices.
-    """
-
-    weight: Array
-    label_smoothing: float = struct.field(pytree_node=False, default=0.0)
-
-    def __call__(
-        self, logits: Array, labels: Array, *, normalizers: tuple[Array, Array] | None = None
-    ) -> Array:
-        """The loss of logits (N, C) and labels, or a part's share of a batch's.
-
-        Labels are integer (N,), or distributions float (N, C).
-        """
-        total, _ = normalizers or self.normalizers(labels)
-        if labels.ndim == 1 and not self.label_smoothing:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return self.weight[labels] @ losses / total
-        q = labels if labels.ndim == 2 else jax.nn.one_hot(labels, logits.shape[-1])
-        q = optax.smooth_labels(q, self.label_smoothing)
-        return optax.softmax_cross_entropy(logits, q * self.weight).sum() / total
-
-    def normalizers(self, labels: Array) -> tuple[Array, Array]:
-        """Total class weight of the labels, as the library's losses have it."""
-        total = (self.weight[labels] if labels.ndim == 1 else labels @ self.weight).sum()
-        return total, total
 
 
 def save(state: nnx.State, folder: Path) -> None:

@@ -37,9 +37,8 @@ with stderr_kept_back():
 
     from examples.models import keras as models
     from examples.training import keras_devices
+    from examples.training.losses_keras import CrossEntropy, FocalInParts, LMFInParts
     from examples.training.recipe_keras import (
-        FocalInParts,
-        LMFInParts,
         averaged,
         build_optimizer,
         check_devices,
@@ -201,41 +200,6 @@ def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
     }
     losses["la"] = losses["lmf"]
     return losses[settings.loss](**settings.loss_arguments(counts))
-
-
-class CrossEntropy(keras.losses.Loss):
-    """Keras' weighted cross-entropy: the mean over the class weight of all devices' batch."""
-
-    def __init__(self, weight: np.ndarray, label_smoothing: float = 0.0) -> None:
-        super().__init__(name="cross_entropy")
-        self.label_smoothing = label_smoothing
-        self.class_weight = weight.astype(np.float32)
-
-    # not call, whose mean Keras would take over the examples
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The loss of labels and logits (N, C), times the weight that all may have.
-
-        Labels are (N,), or distributions (N, C).
-        """
-        sparse, ε = len(y_true.shape) == 1, self.label_smoothing
-        if sparse:
-            # int: where replicas share a batch, Keras first looks at their labels' mean
-            y_true = ops.cast(y_true, "int32")
-            w = ops.take(self.class_weight, y_true)
-        else:
-            w = ops.matmul(y_true, self.class_weight)
-        if sparse and not ε:
-            losses = w * keras.losses.sparse_categorical_crossentropy(
-                y_true, y_pred, from_logits=True
-            )
-        else:
-            C = y_pred.shape[-1]
-            q = (1 - ε) * (ops.one_hot(y_true, C) if sparse else y_true) + ε / C
-            share = ops.multiply(q, self.class_weight)  # of which PyTorch's operator warns
-            losses = -ops.sum(share * ops.log_softmax(y_pred), -1)
-        if sample_weight is not None:
-            losses = losses * sample_weight
-        return ops.sum(losses) / keras_devices.over_replicas(ops.sum(w))
 
 
 class StepLoss(keras.metrics.Metric):

@@ -10,7 +10,6 @@ import numpy as np
 from examples.training import keras_devices
 from examples.training.recipe import MOMENTUM, Recipe, pieces
 from examples.training.run import Run
-from lmf_multi.keras import FocalLoss, LMFLoss
 
 EPSILON = 1e-8  # PyTorch's and optax's
 
@@ -80,27 +79,6 @@ def in_parts(
         for rows in pieces(accumulate):
             share = accumulate * w[rows].sum() / w.sum()
             yield images[rows], labels[rows], np.full(len(w[rows]), share, np.float32)
-
-
-class LMFInParts(LMFLoss):
-    """`LMFLoss`, or a part's share of a batch's, where ``in_parts`` weights its examples."""
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """LDAM's mean is over the class weight, focal's over the examples, alike in every part."""
-        if sample_weight is None:
-            return super().__call__(y_true, y_pred)
-        ldam, focal = (
-            LMFLoss.from_config(self.get_config() | {other: 0.0}) for other in ("beta", "alpha")
-        )
-        return ldam(y_true, y_pred, sample_weight) + focal(y_true, y_pred)
-
-
-class FocalInParts(FocalLoss):
-    """`FocalLoss`, whose mean is over the examples, as many in every part."""
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The part's mean, whatever it weighs."""
-        return super().__call__(y_true, y_pred)
 
 
 @contextmanager
