@@ -392,6 +392,15 @@ def test_a_run_can_be_repeated_from_what_it_wrote(name, tmp_path):
     assert_same_run(one, two)
 
 
+def test_crts_head_needs_no_warm_up(tmp_path):
+    """Its optimiser is a new one, at the whole rate from the first step."""
+    flags = ["--loss", "crt", "--head-epochs", 1, "--warmup", 1, "--schedule", "constant"]
+    assert trained("torch", *flags, "--out", tmp_path / "run") == 0
+    file = tmp_path / "run" / "checkpoints" / "00003-0000000" / "checkpoint.pt"
+    (group,) = load("torch").load(file, weights_only=True)["optimizer"]["param_groups"]
+    assert group["lr"] == group["initial_lr"] == 1e-3
+
+
 def test_a_wave_has_the_epochs_that_it_began_with(tmp_path):
     flags = ["--schedule", "cosine", "--out", tmp_path / "run"]
     assert trained("torch", *flags) == 0
