@@ -21,9 +21,11 @@ from rich.table import Table
 from examples import html_report
 from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, remember
 from examples.study.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
+from examples.training import config
+from examples.training.flags import at_least
 from examples.training.run import STOPPED as STOPPED_STATUS
 from examples.training.run import one_sentence
-from examples.training.settings import LOSSES, TORCH_ARCHS, at_least
+from examples.training.settings import LOSSES, TORCH_ARCHS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +159,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--jobs", type=at_least(1), default=1, metavar="N", help="trainings at once (1)")
     add("--shard", type=shard, default=(1, 1), metavar="I/N", help="only every Nth, from the Ith")
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(runs/study)")
-    return parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
+    config.refuse(parser, flags)
+    return args, flags
 
 
 def repeatable(args: argparse.Namespace, flags: Sequence[str]) -> str:

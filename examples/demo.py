@@ -23,8 +23,8 @@ from sklearn.metrics import f1_score
 
 from examples.data import digits
 from examples.study.report import LOSSES, Run, comparison, table
+from examples.training.flags import at_least
 from examples.training.quiet import stderr_kept_back
-from examples.training.settings import at_least
 
 EPOCHS, SEEDS = 100, 3  # more epochs move neither loss's scores
 BATCH_SIZE = 56  # five equal batches of the 280 training images

@@ -40,10 +40,12 @@ from examples.data import features
 from examples.data.features import Features
 from examples.study import head_results, planning
 from examples.study.head_results import Row
+from examples.training import config
+from examples.training.flags import at_least
 from examples.training.heads import HEADS, Arrays, Recipe, Trained, orders, stack, train
 from examples.training.run import STOPPED, load_data, one_sentence
 from examples.training.search import draw
-from examples.training.settings import LOSSES, Settings, at_least, parse
+from examples.training.settings import LOSSES, Settings, parse
 
 DEFAULTS = (
     "--image-size 224 --arch efficientnet_lite0 --epochs 30 --batch-size 128 --decay-epochs 10"
@@ -108,7 +110,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--head", choices=HEADS, default="linear", help="(linear); mlp has a hidden layer of 64")
     add("--cache", type=Path, default=Path("runs/features"), metavar="DIR", help="of features")
     add("--out", type=Path, default=Path("runs/heads"), metavar="DIR", help="(runs/heads)")
-    return parser.parse_known_args(argv)
+    args, flags = parser.parse_known_args(argv)
+    config.refuse(parser, flags)
+    return args, flags
 
 
 def flag(name: str) -> str:

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
@@ -34,6 +33,9 @@ from examples.data.datasets import Split
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
+from examples.training import recipe_flax as recipe
+from examples.training.losses_flax import CrossEntropy
+from examples.training.recipe import pieces
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     replicated = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec("batch"))
     put = jax.jit(lambda tree: tree, out_shardings=replicated)  # as on one host, so on several
+    # to memory of its own, which no step takes
+    copied = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=replicated)
     if settings.aot:
         put = partial(ahead_of_time.abstract, sharding=replicated)
 
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (settings.aot or claim(settings)):
             return 0
         dataset = load_data(settings, visible=rank == 0)
-        check_shares(settings.batch_size, mesh.size, "devices")
+        check_shares(settings.batch_size, mesh.size, "devices", settings.accumulate)
         group = Processes(rank, world, agree=any_process)
         sync_every = 1 if device.platform == "cpu" else SYNC_EVERY
         run = Run(settings, dataset, group, sync_every)
@@ -76,13 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         criterion = put(build_loss(settings, dataset.class_counts))
         head = HEADS[settings.arch].partition(".")[0]
 
-        def begun(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.GraphDef, nnx.State, nnx.State]:
+        def begun(model: nnx.Module) -> tuple[Any, ...]:
             """What the steps take, of a model and an optimiser that has made none.
 
-            The graphs of training and evaluation, dropout's keys, and the rest.
+            The graphs of training and evaluation, dropout's keys, the rest, and with --ema the
+            trained weights' average.
             """
             trained = nnx.All(nnx.Param, nnx.PathContains(head)) if run.head_alone else nnx.Param
-            optimizer = nnx.Optimizer(model, build_optimizer(settings, run.steps), wrt=trained)
+            optimizer = recipe.build_optimizer(settings, run.steps, run.head_alone)
+            optimizer = nnx.Optimizer(model, optimizer, wrt=trained)
             parts = {"model": model, "optimizer": optimizer}
             # split once, merged inside the steps: they take and give arrays alone
             model.eval()
@@ -91,12 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.train()
             # dropout's keys follow from the seed; how often they were drawn from is in the state
             training, keys, state = nnx.split(parts, nnx.RngKey, ...)
-            return training, evaluation, put(keys), put(state)
+            state = put(state)
+            has_average = settings.ema is not None and not settings.aot
+            average = copied(recipe.weights_of(state, trained)) if has_average else None
+            return training, evaluation, put(keys), state, average
 
         folder = run.resume()
-        training, evaluation, keys, state = begun(model)
+        training, evaluation, keys, state, average = begun(model)
         if folder:
-            state = load(folder, state)
+            state, average = recipe.read(load(folder, recipe.written(state, average)), average)
 
     # step
     # Compiled anew when the head is trained alone, whose state has fewer arrays.
@@ -105,14 +114,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # in, nothing is compiled again.
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated)
     def train_step(
-        state: nnx.State, keys: nnx.State, criterion: Any, images: Array, labels: Array
+        state: nnx.State, keys: nnx.State, criterion: Any, totals: Any, images: Array, labels: Array
     ) -> tuple[nnx.State, Array]:
         parts = nnx.merge(training, keys, state)
 
         def loss_of(model: nnx.Module) -> Array:
             # means, batch norm's too, are over the whole batch, however it is sharded; pixels are
             # normalised here so that devices are sent uint8, a quarter of float32's bytes
-            return criterion(model(models.normalize(images)), labels)
+            return criterion(model(models.normalize(images)), labels, normalizers=totals)
 
         trained = nnx.DiffState(0, parts["optimizer"].wrt)
         loss, grads = nnx.value_and_grad(loss_of, argnums=trained)(parts["model"])
@@ -124,7 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = nnx.merge(evaluation, keys, state)
         return parts["model"](models.normalize(images))
 
+    average_step = jax.jit(recipe.averaged, donate_argnums=0, out_shardings=replicated)
     loss_of = jax.jit(lambda criterion, logits, labels: criterion(logits, labels))
+    totals_of = jax.jit(
+        lambda criterion, labels: criterion.normalizers(labels), out_shardings=replicated
+    )
 
     def sharded(local: np.ndarray) -> Array:
         """The global array, of which this process has its rows."""
@@ -141,11 +154,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if settings.aot:
         size = dataset.image_size
-        images = jax.ShapeDtypeStruct((settings.batch_size, size, size, 3), np.uint8)
-        labels = jax.ShapeDtypeStruct((settings.batch_size,), np.int32)
+        rows = settings.batch_size // settings.accumulate
+        images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        if run.mixes():
+            labels = jax.ShapeDtypeStruct((rows, len(dataset.class_names)), np.float32)
         with one_sentence():
             batch = ahead_of_time.abstract((images, labels), by_rows)
-            compiled = ahead_of_time.compile_step(train_step, state, keys, criterion, *batch)
+            totals = jax.eval_shape(totals_of, criterion, labels)
+            totals = put(totals) if settings.accumulate > 1 else None
+            arguments = (state, keys, criterion, totals, *batch)
+            compiled = ahead_of_time.compile_step(train_step, *arguments)
         ahead_of_time.report(settings.aot, compiled, mesh.size)
         return 0
 
@@ -153,32 +172,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run:
         while not run.done:
             if run.head_is_next():
-                parts = nnx.merge(evaluation, keys, load(run.begin_head(), state))
+                best = load(run.begin_head(), recipe.written(state, average))
+                state, average = recipe.read(best, average)
+                parts = nnx.merge(evaluation, keys, recipe.validated(state, average))
                 # another draw than the one that the features grew with
                 key = jax.random.fold_in(jax.random.key(settings.seed), run.epoch)
                 untrained = build(head=settings.head, rngs=nnx.Rngs(key))
                 setattr(parts["model"], head, getattr(untrained, head))
-                training, evaluation, keys, state = begun(parts["model"])
+                training, evaluation, keys, state, average = begun(parts["model"])
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
                 criterion = put(criterion.replace(class_weight=weights))
             for images, labels in run.train_batches():
-                images, labels = sharded(images), sharded(labels)
-                state, loss = train_step(state, keys, criterion, images, labels)
-                run.took_step(loss)  # JAX may still be at work on it
+                totals, losses = None, []
+                if settings.accumulate > 1:
+                    totals = totals_of(criterion, sharded(labels))
+                for rows in pieces(settings.accumulate):
+                    part = sharded(images[rows]), sharded(labels[rows])
+                    state, loss = train_step(state, keys, criterion, totals, *part)
+                    losses.append(loss)
+                if average is not None:
+                    share = 1.0 if run.stage_begins() else 1 - settings.ema
+                    average = average_step(average, recipe.common(state, average), share)
+                # JAX may still be at work on it
+                run.took_step(loss if totals is None else sum(losses))
             if run.stopping and run.step < run.steps:
-                run.save(partial(save, state))
+                run.save(partial(save, recipe.written(state, average)))
                 return run.stop()
-            logits = predict(state, dataset.val)
+            logits = predict(recipe.validated(state, average), dataset.val)
             run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
-            run.save(partial(save, state))
+            run.save(partial(save, recipe.written(state, average)))
             if run.stopping and not run.done:
                 return run.stop()
 
         if world > 1:
             multihost_utils.sync_global_devices("process 0 has written the best epoch")
         # the test images are seen once, by the model that the validation images chose
-        state = load(run.checkpoints.of_epoch(run.best_epoch), state)
+        best = load(run.checkpoints.of_epoch(run.best_epoch), recipe.written(state, average))
+        state = recipe.validated(*recipe.read(best, average))
         run.finish(
             predict(state, dataset.test),
             predict(state, dataset.val),
@@ -227,8 +258,9 @@ def any_process(flag: bool) -> bool:
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
     """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
     if settings.loss in ("ce", "bwcce", "crt"):
-        weight = class_weights(counts, settings.loss_options.get("class_weight"))
-        return jax.tree_util.Partial(cross_entropy, weight)
+        options = settings.loss_options
+        weight = class_weights(counts, options.get("class_weight"))
+        return CrossEntropy(weight, options.get("label_smoothing", 0.0))
     losses: dict[str, Callable[..., Any]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
@@ -236,31 +268,6 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
         "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
-
-
-def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:
-    """optax's cross-entropy of logits (N, C) and labels (N,): the mean over the class weight (C,).
-
-    With a sharded batch both sums are those of all devices.
-    """
-    w = weight[labels]
-    return w @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / w.sum()
-
-
-def build_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
-    """PyTorch's Adam, with the step decay: the weight decay is added to the gradient, before.
-
-    Args:
-        settings: the rates.
-        steps: of an epoch.
-    """
-    learning_rate = optax.exponential_decay(
-        settings.learning_rate,
-        settings.decay_epochs * steps,
-        settings.decay_factor,
-        staircase=True,
-    )
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.adam(learning_rate))
 
 
 def save(state: nnx.State, folder: Path) -> None:

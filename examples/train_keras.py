@@ -17,7 +17,7 @@ opens it.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from examples.data.datasets import Split
 from examples.training.quiet import stderr_kept_back
 from examples.training.run import Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
-from lmf_multi import class_weights
+from lmf_multi import class_weights, deferred_weights
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -37,6 +37,14 @@ with stderr_kept_back():
 
     from examples.models import keras as models
     from examples.training import keras_devices
+    from examples.training.losses_keras import CrossEntropy, FocalInParts, LMFInParts
+    from examples.training.recipe_keras import (
+        averaged,
+        build_optimizer,
+        check_devices,
+        in_parts,
+        rates,
+    )
     from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
 
 
@@ -55,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_sentence(), stderr_kept_back():
         keras.utils.set_random_seed(settings.seed)  # seeks TensorFlow whatever the backend
     # variables belong to the devices that are shared out where they are made
-    with one_sentence(), keras_devices.shared(settings.batch_size):
+    with one_sentence(), keras_devices.shared(settings.batch_size, settings.accumulate):
+        check_devices(settings)
         keras.mixed_precision.set_global_policy("mixed_bfloat16" if settings.bf16 else "float32")
         model = models.build(
             settings.arch,
@@ -71,10 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             model.load_weights(folder / "model.keras")
             load(folder, state)
 
-    # step: that of fit, which compiles it
+    # step: that of fit, which compiles it, of each part of a batch
+    def class_weight() -> np.ndarray | None:
+        if settings.drw is not None:  # which the loss may not have yet: batches are read ahead
+            return deferred_weights(dataset.class_counts, run.epoch, settings.drw)
+        return criterion.class_weight
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        return in_parts(run.train_batches(), settings.accumulate, class_weight)
+
     callbacks = [
-        # by the epoch's number, which a resume knows
-        keras.callbacks.LearningRateScheduler(lambda epoch, _: settings.learning_rate_at(epoch)),
+        rates(run),
         Steps(run),
     ]
     if settings.drw is not None:
@@ -87,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return training.predict(batches, steps=len(rows) // batch, verbose=0)[: len(split)]
 
     def write(folder: Path) -> None:
-        model.save(folder / "model.keras")
+        with averaged(training):
+            model.save(folder / "model.keras")
         np.savez(folder / "training.npz", *map(ops.convert_to_numpy, state))
 
     # loop
@@ -102,8 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             # one epoch: validation, checkpoints and the choice of the best are the run's, as in the
             # other trainers
             training.fit(
-                keras_devices.feed(run.train_batches, settings.batch_size, dataset.image_size),
-                steps_per_epoch=run.steps - run.step,
+                keras_devices.feed(
+                    batches,
+                    settings.batch_size // settings.accumulate,
+                    dataset.image_size,
+                    num_classes=len(dataset.class_names) if run.mixes() else None,
+                    weighted=settings.accumulate > 1,
+                ),
+                steps_per_epoch=(run.steps - run.step) * settings.accumulate,
                 initial_epoch=run.epoch,
                 epochs=run.epoch + 1,
                 shuffle=False,  # run.train_batches has
@@ -113,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 run.save(write)
                 return run.stop()
-            logits = predict(dataset.val)
+            with averaged(training):
+                logits = predict(dataset.val)
             run.end_epoch(logits, float(criterion(dataset.val.labels, logits)))
             run.save(write)
             if run.stopping and not run.done:
@@ -144,13 +168,16 @@ def begun(
         features.trainable = False
         logits = head(features(model.input, training=False))  # nor does dropout change them
     training = keras.Model(model.input, logits)
-    optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
-    metrics = [StepLoss(criterion), MacroF1(name="macro_f1")]
-    training.compile(optimizer, loss=criterion, metrics=metrics)
+    optimizer = build_optimizer(settings)
+    # the loss with the weights of parts
+    weighted, metrics = [StepLoss(criterion)], [MacroF1(name="macro_f1")]
+    training.compile(optimizer, criterion, metrics=metrics, weighted_metrics=weighted)
     optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
     # which Keras counts on, so that what is drawn after a resume is what would have been
     dropout = [v for v in training.variables if v.name == "seed_generator_state"]
-    return training, [*optimizer.variables, *dropout]
+    # and where a checkpoint's model is the averaged one, the weights that are trained
+    weights = training.trainable_variables if optimizer.use_ema else []
+    return training, [*optimizer.variables, *dropout, *weights]
 
 
 def draw_anew(layer: keras.layers.Layer) -> None:
@@ -163,52 +190,16 @@ def draw_anew(layer: keras.layers.Layer) -> None:
 def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
     if settings.loss in ("ce", "bwcce", "crt"):
-        return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
+        options = settings.loss_options
+        weight = class_weights(counts, options.get("class_weight"))
+        return CrossEntropy(weight, options.get("label_smoothing", 0.0))
     losses: dict[str, Callable[..., keras.losses.Loss]] = {
-        "focal": FocalLoss,
+        "focal": FocalInParts if settings.accumulate > 1 else FocalLoss,
         "ldam": LDAMLoss,
-        "lmf": LMFLoss,
-        "la": LMFLoss,
+        "lmf": LMFInParts if settings.accumulate > 1 else LMFLoss,
     }
+    losses["la"] = losses["lmf"]
     return losses[settings.loss](**settings.loss_arguments(counts))
-
-
-class CrossEntropy(keras.losses.Loss):
-    """Keras' weighted cross-entropy: the mean over the class weight of all devices' batch."""
-
-    def __init__(self, weight: np.ndarray) -> None:
-        super().__init__(name="cross_entropy")
-        self.weight = weight.astype(np.float32)
-
-    # not call, whose mean Keras would take over the examples
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """The loss of labels (N,) and logits (N, C)."""
-        # int: where replicas share a batch, Keras first looks at their labels' mean
-        w = ops.take(self.weight, ops.cast(y_true, "int32"))
-        losses = keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
-        return ops.sum(w * losses) / keras_devices.over_replicas(ops.sum(w))
-
-
-@keras.saving.register_keras_serializable(package="examples")
-class Adam(keras.optimizers.Adam):
-    """Adam as PyTorch has it: the weight decay is an L2 penalty, added to the gradient.
-
-    Keras' own ``weight_decay`` shrinks the weights beside Adam, as in AdamW.
-    """
-
-    def __init__(
-        self, learning_rate: float = 1e-3, l2: float = 0.0, epsilon: float = 1e-8, **options: Any
-    ) -> None:
-        super().__init__(learning_rate, epsilon=epsilon, **options)
-        self.l2 = l2
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One variable's step."""
-        super().update_step(gradient + self.l2 * variable, variable, learning_rate)
-
-    def get_config(self) -> dict[str, Any]:
-        """What the constructor takes."""
-        return {**super().get_config(), "l2": self.l2}
 
 
 class StepLoss(keras.metrics.Metric):
@@ -220,11 +211,11 @@ class StepLoss(keras.metrics.Metric):
         self.newest = self.add_variable((), "zeros", name="newest")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Replace it by the loss of labels (N,) and logits (N, C).
+        """Replace it by the loss of labels (N,) and logits (N, C), or a part's share of it.
 
         Each replica's is its share of the whole batch's mean; Keras reads their sum.
         """
-        self.newest.assign(self.criterion(y_true, y_pred))
+        self.newest.assign(self.criterion(y_true, y_pred, sample_weight))
 
     def result(self) -> Any:
         """A scalar."""
@@ -232,14 +223,15 @@ class StepLoss(keras.metrics.Metric):
 
 
 class MacroF1(keras.metrics.F1Score):
-    """Keras' macro-F1, which takes one-hot labels, of labels (N,)."""
+    """Keras' macro-F1, which takes one-hot labels, of labels (N,) or the likeliest of (N, C)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(average="macro", **options)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Count the answers of logits (N, C)."""
-        one_hot = ops.one_hot(ops.cast(y_true, "int32"), y_pred.shape[-1])
+        labels = y_true if len(y_true.shape) == 1 else ops.argmax(y_true, -1)
+        one_hot = ops.one_hot(ops.cast(labels, "int32"), y_pred.shape[-1])
         super().update_state(one_hot, y_pred, sample_weight)
 
 
@@ -249,6 +241,7 @@ class Steps(keras.callbacks.Callback):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
+        self.parts: list[float] = []  # the losses of those of a batch
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Dropout on PyTorch draws from its one generator, which no checkpoint of Keras holds."""
@@ -257,7 +250,11 @@ class Steps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Each step's loss is a number by now: Keras waits for the device to call this."""
-        self.run.took_step(logs["step_loss"], logs["macro_f1"])
+        self.parts.append(logs["step_loss"])
+        if len(self.parts) < self.run.settings.accumulate:
+            return
+        self.run.took_step(sum(self.parts) / len(self.parts), logs["macro_f1"])
+        self.parts = []
         if self.run.stopping:
             self.model.stop_training = True
 

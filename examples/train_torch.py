@@ -14,7 +14,6 @@ The second, for 6,308 training images of HAM10000, takes 3 minutes in one thread
 import os
 import sys
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +21,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from examples.data.datasets import Split
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
+from examples.training.losses_torch import CrossEntropy
+from examples.training.recipe_torch import backward, begin
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
@@ -64,21 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # what a GPU's convolutions read; from the other layout cuDNN would copy for each of them
         model.to(device, memory_format=torch.channels_last)
         criterion = build_loss(settings, dataset.class_counts, world).to(device)
-        # the paper's: Adam adds the decay to the gradient, AdamW would shrink the weights beside it
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        scheduler = torch.optim.lr_scheduler.StepLR(
-            optimizer, settings.decay_epochs, settings.decay_factor
-        )
-        # all that a checkpoint needs: order of the images and dropout follow from seed and step
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        untrained = deepcopy(
-            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        )
-        if folder := run.resume():
+        folder = run.resume()
+        training = begin(settings, model, run.head_alone)
+        if folder:
             for name, saved in load(folder, device).items():
-                parts[name].load_state_dict(saved)
+                training.parts[name].load_state_dict(saved)
         if run.head_alone:
             freeze_features(model, settings.arch)
 
@@ -93,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # here, so that a GPU is sent uint8, a quarter of float32's bytes
             return network(models.normalize(images))
 
-    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        return criterion(logits_of(replica, images), labels)
+    def loss_of(images: Tensor, labels: Tensor, totals: tuple[Tensor, Tensor] | None) -> Tensor:
+        return criterion(logits_of(replica, images), labels, normalizers=totals)
 
     if settings.compile:
         # functions, not the module, which would save its weights as "_orig_mod."…
@@ -102,11 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def train_step(images: Tensor, labels: Tensor) -> Tensor:
         torch.manual_seed(run.step_seed())  # dropout goes on as it would have after a resume
-        loss = loss_of(images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss = loss.detach()  # it waits for the next look, without its graph
+        training.optimizer.zero_grad(set_to_none=True)
+        loss = backward(loss_of, criterion, (images, labels), replica, settings.accumulate)
+        training.step()
         if world > 1:  # its mean over the processes is the whole batch's
             dist.all_reduce(loss)
         return loss / world
@@ -114,21 +102,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     @torch.no_grad()
     def predict(split: Split) -> Tensor:
         """Logits (N, C) of a split in its order, on the CPU of every process."""
-        model.eval()
+        network = training.network.eval()
         # rows of 0 but for this process's own: their sum over the processes is whole
         logits = torch.zeros(len(split), len(dataset.class_names), device=device)
         mine = np.arange(len(split))[rank::world]
         done = 0
         for images, labels in split.batches(mine, settings.batch_size // world):
             rows = mine[done : done + len(labels)]
-            logits[rows] = logits_of(model, on_device(images, device)).float()
+            logits[rows] = logits_of(network, on_device(images, device)).float()
             done += len(labels)
         if world > 1:
             dist.all_reduce(logits)
         return logits.cpu()
 
     def write(folder: Path) -> None:
-        state = {name: part.state_dict() for name, part in parts.items()}
+        state = {name: part.state_dict() for name, part in training.parts.items()}
         torch.save(state, folder / "checkpoint.pt")
 
     def save() -> None:
@@ -143,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.load_state_dict(load(run.begin_head(), device)["model"])
                 torch.manual_seed(settings.seed)
                 freeze_features(model, settings.arch).reset_parameters()
-                for name, state in untrained.items():
-                    parts[name].load_state_dict(state)
+                training = begin(settings, model, head_alone=True)
                 replica = replicated(model, world)
             if settings.drw is not None:
                 weights = deferred_weights(dataset.class_counts, run.epoch, settings.drw)
@@ -156,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if run.stopping and run.step < run.steps:
                 save()
                 return run.stop()
-            scheduler.step()  # before the checkpoint, from which the next epoch may begin
+            training.scheduler.step()  # before the checkpoint, from which the next epoch may begin
             logits = predict(dataset.val)
             val_labels = torch.from_numpy(dataset.val.labels)
             # on every process, since its mean is over all of them
@@ -169,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # the test images are seen once, by the model that the validation images chose
         best = load(run.checkpoints.of_epoch(run.best_epoch), device)
-        model.load_state_dict(best["model"])
+        training.network.load_state_dict(best["model"])
         cuda = device.type == "cuda"
         run.finish(
             predict(dataset.test).numpy(),
@@ -211,7 +198,9 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
     """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
     if settings.loss in ("ce", "bwcce", "crt"):
-        return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
+        options = settings.loss_options
+        weight = class_weights(counts, options.get("class_weight"))
+        return CrossEntropy(weight, options.get("label_smoothing", 0.0))
     losses: dict[str, Callable[..., nn.Module]] = {
         "focal": FocalLoss,
         "ldam": LDAMLoss,
@@ -231,24 +220,6 @@ def freeze_features(model: nn.Module, arch: str) -> nn.Module:
 def replicated(model: nn.Module, world: int) -> nn.Module:
     """The model, which several processes bring into accord after each step."""
     return nn.parallel.DistributedDataParallel(model) if world > 1 else model
-
-
-class CrossEntropy(nn.Module):
-    """PyTorch's weighted cross-entropy: the mean over the class weight of all processes' batch."""
-
-    def __init__(self, weight: np.ndarray) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32), persistent=False)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits (N, C) and labels int64 (N,)."""
-        logits = logits.float()  # as autocast would
-        if not dist.is_initialized():
-            return cross_entropy(logits, labels, self.weight)
-        total = self.weight[labels].sum()
-        dist.all_reduce(total)
-        loss = cross_entropy(logits, labels, self.weight, reduction="sum")
-        return dist.get_world_size() * loss / total  # DDP divides the gradients by that number
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:

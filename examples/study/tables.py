@@ -235,14 +235,23 @@ def costs(study: Study, results: Results) -> Table:
         known = tuple(each for each in took if each is not None)
         hours = sum(known) / 3600 if known else None
         rows.append((*kind, len(measured), hours, known or None, speeds, memory))
+    ran = [r["epochs_run"] for r in results.values() if stopped_early(r)]
+    early = f" Stopped early: {len(ran)}, after {min(ran)} to {max(ran)} epochs." if ran else ""
     return Table(
         "costs",
         "What it took",
         (*KIND, "trainings", "hours in all", "seconds each", "images a second", "peak GiB"),
         tuple(rows),
         "From a training's start to its result, reading and testing included; images a second "
-        "while it trains; memory of the device, or of the process where it has none of its own.",
+        "while it trains; memory of the device, or of the process where it has none of its own."
+        + early,
     )
+
+
+def stopped_early(result: dict[str, Any]) -> bool:
+    """Whether a training had fewer epochs than planned; older files do not know."""
+    planned = result["epochs"] + result.get("head_epochs", 0)
+    return result.get("epochs_run", planned) < planned
 
 
 def missing(study: Study, results: Results) -> Table:

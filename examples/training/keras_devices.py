@@ -12,8 +12,8 @@ from examples.training.run import check_shares
 BACKEND = keras.backend.backend()
 
 
-def shared(batch_size: int) -> AbstractContextManager[Any]:
-    """Have all GPUs or TPU cores take a part of each batch, where a model is made inside.
+def shared(batch_size: int, parts: int = 1) -> AbstractContextManager[Any]:
+    """Have all GPUs or TPU cores take a share of each part, where a model is made inside.
 
     On TensorFlow and JAX; Keras on PyTorch trains on one.
 
@@ -27,7 +27,7 @@ def shared(batch_size: int) -> AbstractContextManager[Any]:
         scope, devices = strategy.scope(), strategy.num_replicas_in_sync
     elif BACKEND == "jax" and (devices := len(keras.distribution.list_devices())) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel())
-    check_shares(batch_size, devices, "devices")
+    check_shares(batch_size, devices, "devices", parts)
     return scope
 
 
@@ -48,12 +48,27 @@ def tensorflow_strategy() -> Any:
         return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
+def replicas() -> int:
+    """How many devices compute gradients of their own, of their share of a batch."""
+    if BACKEND != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def feed(
-    batches: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], batch_size: int, image_size: int
+    batches: Callable[[], Iterator[tuple[np.ndarray, ...]]],
+    batch_size: int,
+    image_size: int,
+    num_classes: int | None = None,
+    weighted: bool = False,
 ) -> Any:
     """Batches uint8 (b, S, S, 3) and int64 (b,) in a form that ``fit`` reads from the first on.
 
-    Under a strategy of TensorFlow ``fit`` reads some, and begins again: a generator has lost them.
+    Labels of ``num_classes``, if that is given, are distributions, float32 (b, C); ``weighted``
+    ones have sample weights too, float32 (b,). Under a strategy of TensorFlow ``fit`` reads some,
+    and begins again: a generator has lost them.
     """
     if BACKEND != "tensorflow":
         return batches()
@@ -61,7 +76,12 @@ def feed(
 
     images = tf.TensorSpec((batch_size, image_size, image_size, 3), tf.uint8)
     labels = tf.TensorSpec((batch_size,), tf.int64)
-    found = tf.data.Dataset.from_generator(batches, output_signature=(images, labels))
+    if num_classes is not None:
+        labels = tf.TensorSpec((batch_size, num_classes), tf.float32)
+    signature = (images, labels)
+    if weighted:
+        signature += (tf.TensorSpec((batch_size,), tf.float32),)
+    found = tf.data.Dataset.from_generator(batches, output_signature=signature)
     return found.prefetch(tf.data.AUTOTUNE)
 
 

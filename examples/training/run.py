@@ -19,10 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from examples.data import datasets
 from examples.data.datasets import Dataset
-from examples.training import results
+from examples.training import config, results
 from examples.training.checkpoints import Checkpoints
 from examples.training.machine import cpu, peak_host_memory
+from examples.training.mixup import mix
 from examples.training.progress import Display
+from examples.training.recipe import EARLIER
 from examples.training.settings import Settings
 
 STOPPED = 130  # the exit status of a program that Ctrl-C ended
@@ -88,11 +90,12 @@ def load_data(settings: Settings, visible: bool = True) -> Dataset:
         )
 
 
-def check_shares(batch_size: int, number: int, sharers: str) -> None:
-    """Raise ValueError for a batch that so many devices or processes cannot share evenly."""
-    if batch_size % number:
+def check_shares(batch_size: int, number: int, sharers: str, parts: int = 1) -> None:
+    """Raise ValueError for a batch, or its parts, that so many devices cannot share evenly."""
+    if batch_size % (number * parts):
+        each = f" times {parts} of --accumulate" if parts > 1 else ""
         raise ValueError(
-            f"batch_size must be a multiple of the {number} {sharers}, got {batch_size}"
+            f"batch_size must be a multiple of the {number} {sharers}{each}, got {batch_size}"
         )
 
 
@@ -160,7 +163,7 @@ class Run:
             raise ValueError(
                 f"batch_size must be at most the {examples} training images, got {batch}"
             )
-        check_shares(batch, group.world, "processes")
+        check_shares(batch, group.world, "processes", settings.accumulate)
         self.settings, self.dataset = settings, dataset
         self.rank, self.world, self.agree = group
         self.sync_every = sync_every
@@ -171,6 +174,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_f1 = 0, -math.inf
         self.head_alone = False  # whether the steps train crt's head, and nothing else
+        self.head_from: int | None = None  # the epochs done when that began
         self.stopping = False  # for good: set where all processes agree
         self._asked_to_stop = False
         self._pending: list[Any] = []
@@ -184,7 +188,7 @@ class Run:
         if found is None:
             return None
         state = dict(found.state)
-        refuse_other_settings(state.pop("decides"), self._decides())
+        refuse_other_settings(EARLIER | state.pop("decides"), self._decides())
         for name, value in state.items():
             setattr(self, name, value)
         return found.folder
@@ -193,6 +197,8 @@ class Run:
         settings, done = self.settings, self.epoch * self.steps + self.step
         with one_sentence():
             settings.out.mkdir(parents=True, exist_ok=True)
+            if self.rank == 0:
+                config.write(settings.out, settings.flags())
         self._display = Display(
             settings.out / "tensorboard", settings.all_epochs, self.steps, done, self.rank == 0
         )
@@ -214,22 +220,24 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are."""
-        return self.epoch == self.settings.all_epochs
+        """Whether nothing is left to train."""
+        return self._stage_is_done() and (self.head_alone or not self.settings.head_epochs)
 
     def head_is_next(self) -> bool:
         """Whether all that is left to train is crt's head, which is not begun yet."""
-        return self.epoch == self.settings.epochs and not (self.done or self.head_alone)
+        return self._stage_is_done() and not (self.done or self.head_alone)
 
     def begin_head(self) -> Path:
         """The checkpoint whose features crt keeps; from here on the best epoch is the head's."""
         folder = self.checkpoints.of_epoch(self.best_epoch)
         self.head_alone, self.best_epoch, self.best_f1 = True, 0, -math.inf
+        self.head_from = self.epoch
         return folder
 
     def train_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """This process's share of what is left of the epoch: uint8 (b, S, S, 3), int64 (b,).
 
+        With mixup the labels are distributions, float32 (b, C), but not the head's.
         Ends early when the run is asked to stop.
         """
         batch, size = self.settings.batch_size, self.steps * self.settings.batch_size
@@ -238,10 +246,19 @@ class Run:
         order = epoch_order(self.dataset.train.labels, size, **about)
         mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
         self._clock = time.perf_counter()
-        for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
-            yield images, labels
+        batches = self.dataset.train.batches(mine.ravel(), batch // self.world)
+        for step, (images, labels) in enumerate(batches, self.step):  # which may be read ahead
+            yield self._mixed(images, labels, step) if self.mixes() else (images, labels)
             if self.stopping:
                 break
+
+    def mixes(self) -> bool:
+        """Whether images are mixed, and labels are distributions, as the network is trained now."""
+        return self.settings.mixup is not None and not self.head_alone
+
+    def stage_begins(self) -> bool:
+        """Whether the network, or the head alone, has made no step yet."""
+        return (self.epoch, self.step) == (self._begun(), 0)
 
     def step_seed(self) -> int:
         """A seed for what is random in the next step, on this process: dropout and the like."""
@@ -281,7 +298,7 @@ class Run:
         f1 = results.macro_f1(labels, val_logits)
         row = {
             "epoch": self.epoch + 1,
-            "learning_rate": self.settings.learning_rate_at(self.epoch),
+            "learning_rate": self.settings.learning_rate_at(self.epoch, self.head_from),
             "train_loss": self.loss_sum / self.steps,
             "val_loss": val_loss,
             "val_macro_f1": f1,
@@ -299,7 +316,7 @@ class Run:
         if self.rank:
             return
         names = ("epoch", "step", "loss_sum", "seconds", "history", "best_epoch", "best_f1")
-        names += ("head_alone",)
+        names += ("head_alone", "head_from")
         state = {name: getattr(self, name) for name in names}
         self.checkpoints.save(state | {"decides": self._decides()}, write)
         if self.history:
@@ -336,6 +353,7 @@ class Run:
             out / "result.json",
             self._about()
             | {
+                "epochs_run": self.epoch,
                 "best_validation": {"macro_f1": self.best_f1, "epoch": self.best_epoch},
                 "test": found,
                 "tuned": tuned,
@@ -348,6 +366,11 @@ class Run:
                 "versions": results.versions(self.settings.framework),
             },
         )
+        if self._stopped_early():
+            self._display.say(
+                f"Stopped early after {self._reached()}: no better validation macro-F1 in "
+                f"{self.settings.early_stopping} epochs."
+            )
         self._display.say(
             f"Test macro-F1 {found['macro_f1']:.4f}, balanced accuracy "
             f"{found['balanced_accuracy']:.4f}, accuracy {found['accuracy']:.4f} with the model "
@@ -356,6 +379,29 @@ class Run:
         )
 
     # --- inside
+
+    def _mixed(
+        self, images: np.ndarray, labels: np.ndarray, step: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        words = (self.settings.seed, self.epoch, step, self.rank)
+        classes = len(self.dataset.class_names)
+        return mix(images, labels, classes, self.settings.mixup, words)
+
+    def _stage_is_done(self) -> bool:
+        """Whether the network, or the head if it is trained alone, has had its epochs."""
+        epochs, _ = self.settings.stage(self.head_alone)
+        return self.epoch - self._begun() >= epochs or self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        # of what a checkpoint holds, so that a run that is resumed stops where it would have
+        waited = self.epoch - max(self.best_epoch, self._begun())
+        return waited >= (self.settings.early_stopping or math.inf)
+
+    def _begun(self) -> int:
+        """The epochs done when this stage began; a head of an older run began on time."""
+        if not self.head_alone:
+            return 0
+        return self.settings.epochs if self.head_from is None else self.head_from
 
     def _decides(self) -> dict[str, Any]:
         """What decides the numbers of this run: another value makes it another run."""

@@ -6,11 +6,15 @@ The recipe is that of Sadi et al., arXiv 2212.12741: Adam, a step decay, the bes
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from examples.training import config
+from examples.training.flags import at_least, switch
+from examples.training.recipe import STEPS, Recipe, add_flags, recipe_of
 from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
@@ -45,14 +49,14 @@ LOSSES: dict[str, dict[str, Any]] = {
     # cross-entropy, then the head anew with balanced batches (Kang et al., arXiv 1910.09217)
     "crt": {},
 }
+SMOOTHING = "label_smoothing"  # which every loss takes, those without it above where it is given
 DEFERRABLE = ("focal", "ldam", "lmf")  # whose class weights --drw can defer
-HEAD_SHARE = 1 / 9  # of crt's epochs, in which the head is trained: there, 10 after 90
 SAMPLERS = ("shuffle", "balanced")
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recipe):
     """One training; what the flags of the same names say."""
 
     framework: str
@@ -70,14 +74,6 @@ class Settings:
     loss_options: dict[str, Any]  # the loss's arguments beside the class counts
     drw: int | None
     sampler: str
-    epochs: int
-    head_epochs: int  # after the others, crt's alone
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    decay_epochs: int
-    decay_factor: float
-    bf16: bool
     seed: int
     out: Path
     resume: bool
@@ -86,16 +82,6 @@ class Settings:
     compile: bool = False
     distributed: bool = False
     aot: str | None = None
-
-    @property
-    def all_epochs(self) -> int:
-        """Those of the whole network, and then of the head alone."""
-        return self.epochs + self.head_epochs
-
-    def learning_rate_at(self, epoch: int) -> float:
-        """The step decay: a factor every few epochs, counted from 0, and anew for the head."""
-        epoch -= self.epochs if epoch >= self.epochs else 0
-        return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
 
     def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
         """The loss's arguments, counts (C,) too; focal takes them where they have an effect."""
@@ -112,6 +98,21 @@ class Settings:
         """What every framework's networks are built with, beside their sizes."""
         return {"head": self.head, "pretrained": self.pretrained, "weights": self.weights}
 
+    def flags(self) -> dict[str, Any]:
+        """The flags that say this, but where the run is and what this machine has."""
+        found = asdict(self) | self.loss_options
+        if "class_weight" in self.loss_options:
+            found["class_weight"] = self.loss_options["class_weight"] or "none"
+        own = {"framework", "loss_options", "out", "resume", "workers"}
+        if self.drw is not None:  # which sets them
+            own.add("class_weight")
+        if self.schedule != "step":
+            own |= STEPS.keys()
+        if not self.head_epochs:
+            own.add("head_epochs")
+        # None and False are what they are where not given
+        return {k: v for k, v in found.items() if k not in own and v not in (None, False)}
+
     def trained_alike(self) -> dict[str, Any]:
         """What decides the numbers of each epoch; the rest may change when a run is resumed.
 
@@ -119,7 +120,8 @@ class Settings:
         """
         free = ["data", "image_size", "workers", "out", "resume"]
         free += ["device", "compile", "distributed", "aot"]
-        if not self.head_epochs:  # which follow on a number of others
+        # which nothing follows on, and no rate depends on
+        if not self.head_epochs and self.schedule != "cosine":
             free.append("epochs")
         values = {k: v for k, v in asdict(self).items() if k not in free}
         return json.loads(json.dumps(values))
@@ -140,13 +142,13 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     )
     add("--imbalance", type=float, default=50.0, help="digits: commonest to rarest class (50)")
     add("--split-seed", type=int, default=0, help="where the data are split here (0)")
-    add("--skip-unreadable", action="store_true", help="leave out files that are no whole image")
+    add("--skip-unreadable", **switch, help="leave out files that are no whole image")
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
 
     add = parser.add_argument_group("model").add_argument
     add("--arch", choices=TORCH_ARCHS, default="small")
     add("--head", choices=("linear", "cosine"), default="linear")
-    add("--pretrained", action="store_true", help="start from the library's ImageNet weights")
+    add("--pretrained", **switch, help="start from the library's ImageNet weights")
     add("--weights", metavar="FILE", help="start from these weights")
 
     add = parser.add_argument_group("loss", "the paper's values where not given").add_argument
@@ -167,31 +169,29 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     )
     add("--drw", type=at_least(0), metavar="EPOCH", help="no class weights before, effective from")
 
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=at_least(1), default=100)
-    add("--head-epochs", type=at_least(1), metavar="N", help="of crt, then (a ninth of --epochs)")
-    add("--batch-size", type=at_least(1), default=32, help="over all devices (32)")
-    add("--learning-rate", type=positive, default=1e-4, help="Adam's (1e-4)")
-    add("--weight-decay", type=not_negative, default=5e-4, help="as an L2 penalty (5e-4)")
-    add("--decay-epochs", type=at_least(1), default=30, help="between the rate's steps (30)")
-    add("--decay-factor", type=positive, default=0.1, help="of each step (0.1)")
-    add("--bf16", action="store_true", help="compute in bfloat16; weights and loss stay float32")
-    add("--seed", type=at_least(0), default=0)
+    add_flags(parser)
 
     add = parser.add_argument_group("run").add_argument
+    add("--config", type=Path, metavar="FILE", help="TOML with flags, which those here replace")
     add("--out", type=Path, metavar="DIR", help="results and checkpoints (runs/DATA-ARCH-LOSS-…)")
+    add("--seed", type=at_least(0), default=0)
     add("--resume", action="store_true", help="go on where the run in DIR stopped, if there is one")
     if framework == "torch":
         add("--device", help="such as cpu, cuda, cuda:1 or mps (a GPU if there is one)")
-        add("--compile", action="store_true", help="torch.compile the model and the loss")
+        add("--compile", **switch, help="torch.compile the model and the loss")
     if framework == "flax":
         add("--distributed", action="store_true", help="one of several hosts: jax.distributed")
         add("--aot", metavar="TOPOLOGY", help="only compile the step for a TPU such as v5e:2x4")
 
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     try:
+        if args.config is not None:
+            known = vars(args).keys() - {"config"}
+            # those of the command line come last, and replace the file's
+            args = parser.parse_args([*config.arguments(args.config, known), *argv])
         return settings_of(framework, args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -206,19 +206,14 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
             f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
         )
     options = loss_options(args)
-    head_epochs = args.head_epochs or 0
-    if args.loss == "crt":
-        head_epochs = head_epochs or max(1, round(HEAD_SHARE * args.epochs))
-    elif head_epochs:
-        raise ValueError(f"--head-epochs belongs to crt, got --loss {args.loss}")
+    recipe = recipe_of(args)
     out = args.out or Path(
         "runs", f"{Path(args.data).stem}-{args.arch}-{args.loss}-{framework}-{args.seed}"
     )
     known = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in vars(args).items() if name in known}
     chosen |= {"framework": framework, "loss_options": options, "out": out}
-    chosen |= {"head_epochs": head_epochs}
-    return Settings(**chosen)
+    return Settings(**chosen | recipe)
 
 
 def loss_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +223,7 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
         value = getattr(args, name)
         if value is None:
             continue
-        if name not in options:
+        if name not in options and name != SMOOTHING:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} belongs to {losses_with(name)}, got --loss {args.loss}")
         options[name] = None if value == "none" else value
@@ -244,30 +239,5 @@ def loss_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def losses_with(option: str) -> str:
     """The names of the losses that have an option."""
-    return ", ".join(name for name, has in LOSSES.items() if option.replace("-", "_") in has)
-
-
-def at_least(smallest: int) -> Any:
-    """An argparse type."""
-
-    def whole(text: str) -> int:
-        if (value := int(text)) < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, got {value}")
-        return value
-
-    whole.__name__ = "whole number"  # argparse names it where the text is no number
-    return whole
-
-
-def positive(text: str) -> float:
-    """An argparse type."""
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """An argparse type."""
-    if not 0 <= (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {value}")
-    return value
+    option = option.replace("-", "_")
+    return ", ".join(name for name, has in LOSSES.items() if option in (SMOOTHING, *has))

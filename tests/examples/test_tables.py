@@ -110,6 +110,21 @@ def test_what_older_files_do_not_have_is_a_dash(tmp_path):
     assert not (tmp_path / "table-scores-tuned.csv").exists()
 
 
+def test_what_stopped_early_is_told(tmp_path):
+    planned = made_up(tmp_path, ["ce", "lmf"], seeds=2)
+
+    def note():
+        (costs,) = (table for table in tables.tables(planned) if table.name == "costs")
+        return costs.note
+
+    for number, file in enumerate(sorted(tmp_path.glob("runs/*/result.json")), 1):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"epochs_run": min(number, content["epochs"])}))
+        if number == 1:
+            assert note().endswith(" Stopped early: 1, after 1 to 1 epochs.")
+    assert note().endswith(" Stopped early: 2, after 1 to 2 epochs.")
+
+
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [

@@ -165,7 +165,7 @@ def test_the_optimizer_is_pytorchs():
     torch, jnp, optax = load("torch"), load("jax.numpy"), load("optax")
     flags = "--learning-rate 0.1 --weight-decay 0.3 --decay-epochs 2 --decay-factor 0.5"
     settings, steps = parse("flax", flags.split(), ""), 2
-    optimizer = load("examples.train_flax").build_optimizer(settings, steps)
+    optimizer = load("examples.training.recipe_flax").build_optimizer(settings, steps)
     rng = np.random.default_rng(0)
     theirs = torch.nn.Parameter(torch.tensor(rng.normal(size=5), dtype=torch.float32))
     ours = jnp.array(theirs.detach().numpy())

@@ -41,7 +41,7 @@ def test_keras_adam_is_pytorchs(trainer, keras):
     starts = [rng.normal(size=shape).astype(np.float32) for shape in ((5, 3), (3,))]
     ours = [keras.Variable(start) for start in starts]
     theirs = [torch.nn.Parameter(torch.tensor(start)) for start in starts]
-    optimizer = trainer.Adam(0.1, l2=0.3)
+    optimizer = load("examples.training.recipe_keras").Adam(0.1, l2=0.3)
     expected = torch.optim.Adam(theirs, lr=0.1, weight_decay=0.3)
     for step in range(6):
         optimizer.learning_rate = expected.param_groups[0]["lr"] = 0.1 * 0.5**step
@@ -56,9 +56,9 @@ def test_keras_adam_is_pytorchs(trainer, keras):
 
 
 def test_keras_adam_survives_its_config(trainer, keras):
-    config = keras.optimizers.serialize(trainer.Adam(0.1, l2=0.3))
+    config = keras.optimizers.serialize(load("examples.training.recipe_keras").Adam(0.1, l2=0.3))
     again = keras.optimizers.deserialize(config)
-    assert isinstance(again, trainer.Adam)
+    assert isinstance(again, load("examples.training.recipe_keras").Adam)
     assert (again.l2, again.epsilon, again.weight_decay) == (0.3, 1e-8, None)
 
 

@@ -454,8 +454,8 @@ def mean_of(name, counts, logits, labels, options):
     w = class_weights(counts, weight)
     if name in ("ce", "bwcce", "la", "crt"):
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        w_y = w[labels]
-        return -(w_y * log_p[np.arange(len(labels)), labels]).sum() / w_y.sum()
+        ε, hard = options.pop("label_smoothing", 0.0), np.eye(len(w))[labels]
+        return -(((1 - ε) * hard + ε / len(w)) * w * log_p).sum() / w[labels].sum()
     margins = class_margins(counts, options.pop("max_margin"))
     given = {"ldam": (margins, w), "lmf": (margins, w), "focal": (w,)}[name]
     return getattr(reference, f"{name}_loss")(logits, labels, *given, **options)
@@ -466,6 +466,10 @@ def mean_of(name, counts, logits, labels, options):
     [
         "--loss ce",
         "--loss bwcce",
+        "--loss ce --label-smoothing 0.1",
+        "--loss crt --label-smoothing 0.2",
+        "--loss bwcce --label-smoothing 0.1",
+        "--loss la --label-smoothing 0.1 --logit-adjustment 0.7",
         "--loss bwcce --class-weight balanced",
         "--loss focal",
         "--loss focal --gamma 0.5 --class-weight none --label-smoothing 0.1",
