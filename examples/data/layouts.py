@@ -1,10 +1,11 @@
 """Image datasets as they are distributed: which files, of which class, split how.
 
-HAM10000 and the class folders may come with splits; the readers of the others leave them empty.
+HAM10000 and class folders may come with splits; the readers of the others leave them empty.
 """
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,9 @@ from examples.data.images import EXTENSIONS
 SPLITS = ("train", "val", "test")
 ISIC_2019_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
 ODIR_CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
+# folders that hold class folders, though not under the names that are read
+LIKE_SPLITS = re.compile(r"(train|training|val|valid|validation|dev|test|testing)([^a-z].*)?", re.I)
+MASK = re.compile(r"(.+)_mask(_\d+)?")  # what outlines are called beside their images, as in BUSI
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,11 @@ def read(folder: Path) -> Listing:
             f"{folder} has annotations in .xlsx only; ODIR-5K is read from Kaggle's full_df.csv, "
             "to be put there"
         )
+    if any(images_below(child) for child in folders(folder)):
+        return class_folders_alone(folder)
     raise ValueError(
         f"{folder} must hold one of {', '.join(LAYOUTS)} (a folder of class folders), or class "
-        "folders with images/ in them (COVID-19 Radiography), got none of these"
+        "folders, perhaps with images/ in them (COVID-19 Radiography), got none of these"
     )
 
 
@@ -155,6 +161,27 @@ def class_folders(folder: Path) -> Listing:
     return listing(folder.resolve().name, class_names, examples)
 
 
+def class_folders_alone(folder: Path) -> Listing:
+    """`CLASS/…`, which are split here; outlines beside their images are no images of a class."""
+    classes = folders(folder)
+    for c in classes:
+        if LIKE_SPLITS.fullmatch(c.name):
+            raise ValueError(
+                f"splits of class folders must be train with val, test or both, got {c.name!r} in "
+                f"{folder}; rename it, or if it is a class put it beside others below train"
+            )
+    if len(classes) < 2:
+        raise ValueError(f"{folder} must have a folder for each class, got {classes[0].name} alone")
+    listed = [example for c in classes for example in class_examples(c, c.name, folder, "")]
+    names = {example.id for example in listed}
+    masks = {i for i in names if (found := MASK.fullmatch(i)) and found[1] in names}
+    notes = (f"Left out: {len(masks)} masks, named _mask beside their images.",) if masks else ()
+    if beside := [name for name in visible(os.listdir(folder)) if is_image(Path(name))]:
+        notes += (f"Left out: {len(beside)} images in no class folder, such as {beside[0]}.",)
+    examples = (example for example in listed if example.id not in masks)
+    return listing(folder.resolve().name, [c.name for c in classes], examples, notes=notes)
+
+
 # what a folder holds, and who reads it
 LAYOUTS = {
     "HAM10000_metadata.csv": ham10000,
@@ -217,7 +244,12 @@ def folders(parent: Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """Image files at any depth, sorted, without hidden ones."""
-    return sorted(path for path in _walk(folder) if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in _walk(folder) if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """Whether its name says so."""
+    return path.suffix.lower() in EXTENSIONS
 
 
 def _walk(folder: Path) -> Iterator[Path]:

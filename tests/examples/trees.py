@@ -126,12 +126,23 @@ def folders(root: Path, splits: Sequence[str] = ("train", "val", "test")) -> Pat
     return root
 
 
+def classes(root: Path) -> Path:
+    """Class folders alone, with images at any depth and files that are none of them."""
+    for label, name in enumerate(("benign", "malignant", "normal")):
+        for i in range(20):
+            image(root / name / ("deeper" if i % 2 else "") / f"{i}.png", label)
+        (root / name / "Thumbs.db").write_text("no image")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
 LAYOUTS = {
     "ham10000": ham10000,
     "isic2019": isic2019,
     "odir5k": odir5k,
     "covid19-radiography": covid19_radiography,
     "folders": folders,
+    "classes": classes,
 }
 
 
