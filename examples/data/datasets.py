@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.data import digits, layouts, medmnist
+from examples.data import digits, layouts, medmnist, tables
 from examples.data.images import ImageArray, ImageFiles, read_all, resize
 from examples.data.layouts import SPLITS
 from examples.data.splits import assign, deal
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images, all splits together, that are kept in memory
 DIGITS_SIZE, FILES_SIZE = 28, 224  # pixels, unless others are asked for
-SOURCES = "digits, a .npz file with MedMNIST's keys, or a folder of images"
+SOURCES = "digits, a .npz file with MedMNIST's keys, a .csv table or a folder of images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +95,20 @@ def load(
     imbalance: float = 50.0,
     split_seed: int = 0,
     skip_unreadable: bool = False,
+    columns: tables.Columns = tables.USUAL,
     workers: int = 2,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """Read a dataset, and decode each image file once, before anything is computed with it.
 
     Args:
-        source: "digits", a .npz file with MedMNIST's keys, or a folder as in `layouts`.
+        source: "digits", a .npz file with MedMNIST's keys, a .csv table as in `tables`, or a folder
+            as in `layouts`.
         image_size: pixels, at least 8; by default 28 for digits, a .npz file's own, else 224.
         imbalance: training images of digit 0 to those of digit 9, from 1 to 100.
         split_seed: alone decides on the splits that do not come with the data.
         skip_unreadable: leave out files that are missing or cannot be decoded, and note how many.
+        columns: what those of a table are called.
         workers: threads that decode.
         on_progress: called with the numbers of files that are decoded, and that there are.
 
@@ -122,9 +125,9 @@ def load(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"data must be {SOURCES}, got {path}, which does not exist")
-    if path.is_dir():
+    if path.is_dir() or tables.is_table(path):
         return _files(
-            layouts.read(path),
+            layouts.read(path) if path.is_dir() else tables.read(path, columns),
             image_size or FILES_SIZE,
             split_seed=split_seed,
             skip_unreadable=skip_unreadable,

@@ -227,7 +227,7 @@ def table(file: Path, key: str, needed: Sequence[str] = ()) -> dict[str, dict[st
     found: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, start=1):
         for column in (key, *needed):
-            if not row[column]:
+            if not row[column].strip():
                 raise ValueError(
                     f"{column} must not be empty, got nothing in row {number} of {file}"
                 )

@@ -10,17 +10,21 @@ from examples.data.layouts import SPLITS, Listing
 def assign(listing: Listing, seed: int) -> tuple[np.ndarray, str]:
     """The split of each example, and a sentence on how it was found.
 
-    Splits that come with the data are honoured. Where none comes, 70, 15 and 15 % are drawn; where
-    only validation or test is missing, a tenth of training becomes validation.
+    Splits that come with the data are honoured, if no group is in two of them. Where none comes,
+    70, 15 and 15 % are drawn; where only validation or test is missing, a tenth of training becomes
+    validation.
 
     Returns:
         str (N,), of `SPLITS`, and the sentence.
 
     Raises:
-        ValueError: other splits are given, or a class has too few groups to be split.
+        ValueError: other splits are given, or a group in two of them, or a class has too few groups
+            to be split.
     """
     given = np.array([example.split for example in listing.examples])
     found = set(given.tolist())
+    if found <= set(SPLITS):
+        refuse_groups_in_two_splits(listing)
     if found == set(SPLITS):
         return given, "The splits are those that come with the data."
     if found == {""}:
@@ -38,6 +42,17 @@ def assign(listing: Listing, seed: int) -> tuple[np.ndarray, str]:
     if "val" in found:
         return split, f"No test split comes with the data: val is scored as test, and {tenth}"
     return split, f"No val split comes with the data: {tenth}"
+
+
+def refuse_groups_in_two_splits(listing: Listing) -> None:
+    """Raise ValueError for a group of which images were given to several splits."""
+    split_of: dict[str, str] = {}
+    for example in listing.examples:
+        if (before := split_of.setdefault(example.group, example.split)) != example.split:
+            raise ValueError(
+                f"each {listing.unit} must be in one split, got {example.group} in {before} and "
+                f"{example.split}; give all its images to one, or leave the splits out"
+            )
 
 
 def _draw(listing: Listing, among: np.ndarray, shares: dict[str, float], seed: int) -> np.ndarray:

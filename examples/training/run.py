@@ -83,6 +83,7 @@ def load_data(settings: Settings, visible: bool = True) -> Dataset:
             imbalance=settings.imbalance,
             split_seed=settings.split_seed,
             skip_unreadable=settings.skip_unreadable,
+            columns=settings.columns,
             workers=settings.workers,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from examples.data import tables
 from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
@@ -86,6 +87,16 @@ class Settings:
     compile: bool = False
     distributed: bool = False
     aot: str | None = None
+    # of a table, where they are not those of `tables.Columns`
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+
+    @property
+    def columns(self) -> tables.Columns:
+        """What a table's columns are called."""
+        return tables.columns(self)
 
     @property
     def all_epochs(self) -> int:
@@ -131,7 +142,11 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     usage = f"{program} [flags]; -h explains them"  # all of them would hide the error's sentence
     parser = argparse.ArgumentParser(program, usage, description=summary)
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="digits", help="digits, a MedMNIST .npz, or a folder of images (digits)")
+    add(
+        "--data",
+        default="digits",
+        help="digits, a MedMNIST .npz, a .csv table or a folder (digits)",
+    )
     add(
         "--image-size",
         type=at_least(8),
@@ -142,6 +157,7 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     add("--split-seed", type=int, default=0, help="where the data are split here (0)")
     add("--skip-unreadable", action="store_true", help="leave out files that are no whole image")
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
+    tables.add_flags(parser.add_argument_group("columns of a table").add_argument)
 
     add = parser.add_argument_group("model").add_argument
     add("--arch", choices=TORCH_ARCHS, default="small")
@@ -205,6 +221,7 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
         raise ValueError(
             f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
         )
+    tables.refuse_names_of_no_table(args)
     options = loss_options(args)
     head_epochs = args.head_epochs or 0
     if args.loss == "crt":

@@ -136,6 +136,19 @@ def classes(root: Path) -> Path:
     return root
 
 
+def table(root: Path, splits: Sequence[str] = (), grouped: bool = True) -> Path:
+    """A table of three classes below its images; with `splits`, one for each group in turn."""
+    rows = []
+    for i, (name, patient, label) in enumerate(pairs(("2", "10", "x"))):
+        path = f"images/{patient}/{name}.png"
+        image(root / path, label)
+        row = {"path": path, "label": ("2", "10", "x")[label]}
+        row |= {"group": patient} if grouped else {}
+        rows.append(row | ({"split": splits[i // 2 % len(splits)]} if splits else {}))
+    write(root / "labels.csv", rows)
+    return root / "labels.csv"
+
+
 LAYOUTS = {
     "ham10000": ham10000,
     "isic2019": isic2019,
