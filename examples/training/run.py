@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples.data import datasets
+from examples.data.augment import times_before
 from examples.data.datasets import Dataset
 from examples.training import results
 from examples.training.checkpoints import Checkpoints
@@ -237,9 +238,13 @@ class Run:
         sampler = "balanced" if self.head_alone else self.settings.sampler
         about = {"sampler": sampler, "seed": self.settings.seed, "epoch": self.epoch}
         order = epoch_order(self.dataset.train.labels, size, **about)
-        mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
+        share = np.stack([order, times_before(order)]).reshape(2, self.steps, batch)
+        mine, times = share[:, self.step :, self.rank :: self.world].reshape(2, -1)
         self._clock = time.perf_counter()
-        for images, labels in self.dataset.train.batches(mine.ravel(), batch // self.world):
+        batches = self.dataset.train.batches(mine, batch // self.world)
+        if (augmentation := self.settings.augmentation(self.epoch)) is not None:
+            batches = augmentation.batches(batches, mine, times, batch // self.world)
+        for images, labels in batches:
             yield images, labels
             if self.stopping:
                 break

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.data import tables
+from examples.data.augment import AUGMENTATIONS, Augmentation
 from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
@@ -92,6 +93,13 @@ class Settings:
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
+    augment: str | None = None  # what is done to training images
+
+    def augmentation(self, epoch: int) -> Augmentation | None:
+        """What changes the training images of an epoch, which is counted from 0."""
+        if self.augment is None:
+            return None
+        return Augmentation(self.augment, self.seed, epoch, self.workers)
 
     @property
     def columns(self) -> tables.Columns:
@@ -157,6 +165,14 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     add("--split-seed", type=int, default=0, help="where the data are split here (0)")
     add("--skip-unreadable", action="store_true", help="leave out files that are no whole image")
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
+    add(
+        "--augment",
+        choices=("none", *AUGMENTATIONS),
+        default="none",
+        help="training images: flip, left and right (not chest X-rays, whose heart is on the "
+        "left); standard, also quarter turns, small shifts and scales, brightness and contrast "
+        "(for what has no up or down: skin, tissue) (none)",
+    )
     tables.add_flags(parser.add_argument_group("columns of a table").add_argument)
 
     add = parser.add_argument_group("model").add_argument
@@ -235,6 +251,7 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
     chosen = {name: value for name, value in vars(args).items() if name in known}
     chosen |= {"framework": framework, "loss_options": options, "out": out}
     chosen |= {"head_epochs": head_epochs}
+    chosen |= {"augment": None if args.augment == "none" else args.augment}
     return Settings(**chosen)
 
 
