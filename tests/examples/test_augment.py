@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from examples.training.run import epoch_order
 from examples.training.settings import parse
 from tests.examples import trees
 from tests.examples.test_trainers import (  # noqa: F401
@@ -160,6 +161,9 @@ def begun(out, digits, *flags, group=None):
 def test_a_run_goes_on_with_the_pixels_that_it_would_have_had(tmp_path, digits, sampler):
     whole = begun(tmp_path, digits, "--sampler", sampler)
     expected = [images for images, _ in whole.train_batches()]
+    order = epoch_order(digits.train.labels, 256, sampler=sampler, seed=0, epoch=0)
+    by_image = rows(load("examples.data.augment"), digits.train, order, 32)
+    np.testing.assert_array_equal(np.concatenate(expected), by_image)
     resumed = begun(tmp_path, digits, "--sampler", sampler, "--workers", "3")
     resumed.step = 3
     np.testing.assert_array_equal([x for x, _ in resumed.train_batches()], expected[3:])
