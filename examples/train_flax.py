@@ -31,13 +31,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from examples.data.datasets import Split
+from examples.data.findings import UNKNOWN
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
-from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
+from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 SYNC_EVERY = 20  # steps between looks at a device's losses: each look waits for the device
 
@@ -142,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.aot:
         size = dataset.image_size
         images = jax.ShapeDtypeStruct((settings.batch_size, size, size, 3), np.uint8)
-        labels = jax.ShapeDtypeStruct((settings.batch_size,), np.int32)
+        label_shape = dataset.train.labels.shape[1:]
+        labels = jax.ShapeDtypeStruct((settings.batch_size, *label_shape), np.int32)
         with one_sentence():
             batch = ahead_of_time.abstract((images, labels), by_rows)
             compiled = ahead_of_time.compile_step(train_step, state, keys, criterion, *batch)
@@ -225,7 +227,9 @@ def any_process(flag: bool) -> bool:
 
 
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
-    """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
+    """The loss that the settings name, of counts (C,) or (L, 2), as a pytree; a batch's mean."""
+    if settings.has_findings:
+        return jax.tree_util.Partial(annotated, SigmoidLMFLoss(**settings.loss_arguments(counts)))
     if settings.loss in ("ce", "bwcce", "crt"):
         weight = class_weights(counts, settings.loss_options.get("class_weight"))
         return jax.tree_util.Partial(cross_entropy, weight)
@@ -236,6 +240,11 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
         "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
+
+
+def annotated(loss: SigmoidLMFLoss, logits: Array, labels: Array) -> Array:
+    """The mean of logits and labels (N, L) over those findings that somebody has looked for."""
+    return loss(logits, labels, where=labels != UNKNOWN)
 
 
 def cross_entropy(weight: Array, logits: Array, labels: Array) -> Array:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from examples.data.datasets import Split
+from examples.data.findings import UNKNOWN
 from examples.training.quiet import stderr_kept_back
 from examples.training.run import Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
@@ -37,7 +38,7 @@ with stderr_kept_back():
 
     from examples.models import keras as models
     from examples.training import keras_devices
-    from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
+    from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # one epoch: validation, checkpoints and the choice of the best are the run's, as in the
             # other trainers
             training.fit(
-                keras_devices.feed(run.train_batches, settings.batch_size, dataset.image_size),
+                keras_devices.feed(
+                    run.train_batches,
+                    (settings.batch_size, dataset.image_size, dataset.image_size, 3),
+                    (settings.batch_size, *dataset.train.labels.shape[1:]),
+                ),
                 steps_per_epoch=run.steps - run.step,
                 initial_epoch=run.epoch,
                 epochs=run.epoch + 1,
@@ -145,7 +150,9 @@ def begun(
         logits = head(features(model.input, training=False))  # nor does dropout change them
     training = keras.Model(model.input, logits)
     optimizer = Adam(settings.learning_rate, l2=settings.weight_decay)
-    metrics = [StepLoss(criterion), MacroF1(name="macro_f1")]
+    metrics: list[keras.metrics.Metric] = [StepLoss(criterion)]
+    if not settings.has_findings:
+        metrics.append(MacroF1(name="macro_f1"))
     training.compile(optimizer, loss=criterion, metrics=metrics)
     optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
     # which Keras counts on, so that what is drawn after a resume is what would have been
@@ -161,7 +168,9 @@ def draw_anew(layer: keras.layers.Layer) -> None:
 
 
 def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
-    """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
+    """The loss that the settings name, of counts (C,) or (L, 2); its mean is the whole batch's."""
+    if settings.has_findings:
+        return SigmoidLMFLoss(**settings.loss_arguments(counts), ignore_class=UNKNOWN)
     if settings.loss in ("ce", "bwcce", "crt"):
         return CrossEntropy(class_weights(counts, settings.loss_options.get("class_weight")))
     losses: dict[str, Callable[..., keras.losses.Loss]] = {
@@ -257,7 +266,7 @@ class Steps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Each step's loss is a number by now: Keras waits for the device to call this."""
-        self.run.took_step(logs["step_loss"], logs["macro_f1"])
+        self.run.took_step(logs["step_loss"], logs.get("macro_f1"))
         if self.run.stopping:
             self.model.stop_training = True
 

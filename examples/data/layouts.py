@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.data import findings
 from examples.data.images import EXTENSIONS
 
 SPLITS = ("train", "val", "test")
 ISIC_2019_CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
+ODIR_TABLE = "full_df.csv"
 ODIR_CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
 # folders that hold class folders, though not under the names that are read
 LIKE_SPLITS = re.compile(r"(train|training|val|valid|validation|dev|test|testing)([^a-z].*)?", re.I)
@@ -32,11 +34,12 @@ class Example:
     class_name: str
     group: str  # its lesion or patient; the image itself where that is not known
     split: str = ""  # where the data come with splits
+    findings: tuple[int, ...] = ()  # where there are several instead of a class
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A dataset's images, sorted by id, and its classes in label order."""
+    """A dataset's images, sorted by id, and its classes, or findings, in label order."""
 
     name: str
     class_names: tuple[str, ...]
@@ -46,18 +49,31 @@ class Listing:
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,)."""
+        """int64 (N,), or of findings (N, L), as in `findings`."""
+        if self.examples[0].findings:
+            return np.array([example.findings for example in self.examples], np.int64)
         label_of = {name: label for label, name in enumerate(self.class_names)}
         return np.array([label_of[example.class_name] for example in self.examples], np.int64)
 
 
-def read(folder: Path) -> Listing:
+def read(folder: Path, several: Sequence[str] = ()) -> Listing:
     """List the images of a folder in any of the known layouts.
 
+    Args:
+        folder: what is read.
+        several: names of findings, which ODIR-5K alone has, instead of one class an image.
+
     Raises:
-        ValueError: the layout is unknown, or something in it is amiss.
+        ValueError: the layout is unknown or has no findings, or something in it is amiss.
         FileNotFoundError: an annotation file or a class's images are missing.
     """
+    if several:
+        if not (folder / ODIR_TABLE).exists():
+            raise ValueError(
+                f"--findings belongs to a table or to ODIR-5K, whose {ODIR_TABLE} is not in "
+                f"{folder}"
+            )
+        return odir5k(folder, several)
     for marker, layout in LAYOUTS.items():
         if (folder / marker).exists():
             return layout(folder)
@@ -112,22 +128,29 @@ def isic2019(folder: Path) -> Listing:
     return listing("isic2019", ISIC_2019_CLASSES, examples, "lesion", without)
 
 
-def odir5k(folder: Path) -> Listing:
-    """Eyes; both eyes of a patient stay together."""
-    truth = folder / "full_df.csv"
+def odir5k(folder: Path, several: Sequence[str] = ()) -> Listing:
+    """Eyes; both eyes of a patient stay together.
+
+    Each has its one label of the column ``labels``, or several findings, of columns of their names,
+    which are the patient's: both eyes have what either has.
+    """
+    truth = folder / ODIR_TABLE
     files = images_by_stem(folder)
     label_of = {f"['{name}']": name for name in ODIR_CLASSES}
+    rows = table(truth, "filename", ("ID",) if several else ("ID", "labels"))
+    found = findings.of_columns(rows, several, truth)
     examples = []
-    for filename, row in table(truth, "filename", ("ID", "labels")).items():
-        if row["labels"] not in label_of:
+    for filename, row in rows.items():
+        if not several and row["labels"] not in label_of:
             raise ValueError(
                 f"labels in {truth} must be one of {', '.join(label_of)}, "
-                f"got {row['labels']} for {filename}"
+                f"got {row['labels']} for {filename}; --findings reads several"
             )
         eye = Path(filename).stem
         path = files.get(eye, folder / filename)
-        examples.append(Example(eye, path, label_of[row["labels"]], row["ID"]))
-    return listing("odir5k", ODIR_CLASSES, examples, "patient")
+        name = "" if several else label_of[row["labels"]]
+        examples.append(Example(eye, path, name, row["ID"], findings=found[filename]))
+    return listing("odir5k", several or ODIR_CLASSES, examples, "patient")
 
 
 def covid19_radiography(folder: Path) -> Listing:
@@ -186,7 +209,7 @@ def class_folders_alone(folder: Path) -> Listing:
 LAYOUTS = {
     "HAM10000_metadata.csv": ham10000,
     "ISIC_2019_Training_GroundTruth.csv": isic2019,
-    "full_df.csv": odir5k,
+    ODIR_TABLE: odir5k,
     "train": class_folders,
 }
 
@@ -205,6 +228,8 @@ def listing(
             raise ValueError(
                 f"names must differ without their extensions, got {one.path} and {other.path}"
             )
+    if examples and examples[0].findings:
+        return Listing(name, tuple(class_names), examples, unit, notes)
     present = {example.class_name for example in examples}
     absent = [c for c in class_names if c not in present]
     if absent:

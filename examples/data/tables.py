@@ -1,4 +1,4 @@
-"""A table of images: a CSV file with a row for each, that names its file and its class."""
+"""A table of images: a CSV file with a row for each, of its file and its class or findings."""
 
 import argparse
 import ntpath
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from examples.data import findings
 from examples.data.layouts import Example, Listing, listing, table
 
 
@@ -14,16 +15,19 @@ class Columns(NamedTuple):
     """What a table's columns are called.
 
     Without a name of its own a split is read from ``split``, and a group from ``group``, where the
-    table has them.
+    table has them. Where there are names of findings, or a column of them, labels are not read.
     """
 
     path: str = "path"
     label: str = "label"
     split: str | None = None
     group: str | None = None
+    findings: tuple[str, ...] = ()  # of a column each; or those in the next that count
+    names: str | None = None  # of the column with names joined by `|`
 
 
 USUAL = Columns()
+NAMED = Columns._fields[:4]  # by flags of one column each
 
 
 def add_flags(add: Callable[..., Any]) -> None:
@@ -36,11 +40,36 @@ def add_flags(add: Callable[..., Any]) -> None:
     }
     for name, text in about.items():
         add(f"--{name}-column", metavar="NAME", help=text)
+    add(
+        "--findings",
+        type=names,
+        metavar="NAME,NAME,…",
+        help="several an image, instead of a label: columns of 1, 0, and blank or -1 where nobody "
+        "has looked; ODIR-5K's are N,D,G,C,A,H,M,O",
+    )
+    add(
+        "--findings-column",
+        metavar="NAME",
+        help="likewise, of names joined by |, all or those of --findings",
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: names with commas between them.
+
+    >>> names("Mass, Nodule")
+    ('Mass', 'Nodule')
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if "" in found or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"must be names that differ, got {text!r}")
+    return found
 
 
 def columns(chosen: Any) -> Columns:
     """The names that flags or settings choose, of attributes such as ``path_column``."""
-    named = {name: getattr(chosen, f"{name}_column") for name in Columns._fields}
+    named = {name: getattr(chosen, f"{name}_column") for name in NAMED}
+    named |= {"findings": chosen.findings, "names": chosen.findings_column}
     return Columns(**{name: value for name, value in named.items() if value is not None})
 
 
@@ -51,9 +80,12 @@ def is_table(source: str | Path) -> bool:
 
 def refuse_names_of_no_table(args: argparse.Namespace) -> None:
     """Raise ValueError where flags name columns, and there is no table."""
-    for name in Columns._fields:
+    for name in (*NAMED, "findings"):
         if getattr(args, f"{name}_column") is not None and not is_table(args.data):
             raise ValueError(f"--{name}-column belongs to a table, got --data {args.data}")
+    several = args.findings or args.findings_column
+    if several and args.label_column is not None:
+        raise ValueError("--label-column is one label an image; leave it or the findings out")
 
 
 def read(file: Path, named: Columns) -> Listing:
@@ -65,26 +97,34 @@ def read(file: Path, named: Columns) -> Listing:
         ValueError: a column or a cell is missing, a path is there twice or leads out of the
             table's folder, or the file is no table.
     """
-    rows = table(file, named.path, (named.label,))
+    several = bool(named.findings or named.names)
+    rows = table(file, named.path, () if several else (named.label,))
     present = next(iter(rows.values()))
-    for column in (named.split, named.group):
+    for column in (named.split, named.group, named.names):
         if column is not None and column not in present:
             raise ValueError(f"{file} must have a column {column}, got {', '.join(present)}")
     split, group = named.split or "split", named.group or "group"
+    class_names, found = named.findings, dict.fromkeys(rows, ())
+    if named.names is not None:
+        class_names, found = findings.of_names(rows, named.names, named.findings)
+    elif several:
+        found = findings.of_columns(rows, named.findings, file)
     examples: dict[str, Example] = {}
     for cell, row in rows.items():
         path = inside(cell, file)
         if path in examples:
             raise ValueError(f"{named.path} must be unique, got {path} twice in {file}")
-        about = row[named.label].strip(), row.get(group, "") or path, row.get(split, "").strip()
-        examples[path] = Example(path, file.parent / path, *about)
-    names = sorted({example.class_name for example in examples.values()}, key=by_number)
+        label = "" if several else row[named.label].strip()
+        about = row.get(group, "") or path, row.get(split, "").strip(), found[cell]
+        examples[path] = Example(path, file.parent / path, label, *about)
+    if not several:
+        class_names = sorted({e.class_name for e in examples.values()}, key=by_number)
     ungrouped = sum(not row.get(group, "") for row in rows.values())
     notes = ()
     if group in present and ungrouped:
         notes = (f"Of {ungrouped} images no {group} is known: each is taken to be its own.",)
     unit = group if group in present else "image"
-    return listing(file.stem, names, examples.values(), unit, notes)
+    return listing(file.stem, class_names, examples.values(), unit, notes)
 
 
 def inside(cell: str, file: Path) -> str:

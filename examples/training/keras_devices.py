@@ -49,9 +49,11 @@ def tensorflow_strategy() -> Any:
 
 
 def feed(
-    batches: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], batch_size: int, image_size: int
+    batches: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+    images_shape: tuple[int, ...],
+    labels_shape: tuple[int, ...],
 ) -> Any:
-    """Batches uint8 (b, S, S, 3) and int64 (b,) in a form that ``fit`` reads from the first on.
+    """Batches of images uint8 and labels int64 in a form that ``fit`` reads from the first on.
 
     Under a strategy of TensorFlow ``fit`` reads some, and begins again: a generator has lost them.
     """
@@ -59,8 +61,8 @@ def feed(
         return batches()
     import tensorflow as tf
 
-    images = tf.TensorSpec((batch_size, image_size, image_size, 3), tf.uint8)
-    labels = tf.TensorSpec((batch_size,), tf.int64)
+    images = tf.TensorSpec(images_shape, tf.uint8)
+    labels = tf.TensorSpec(labels_shape, tf.int64)
     found = tf.data.Dataset.from_generator(batches, output_signature=(images, labels))
     return found.prefetch(tf.data.AUTOTUNE)
 

@@ -48,6 +48,16 @@ LOSSES: dict[str, dict[str, Any]] = {
     "crt": {},
 }
 DEFERRABLE = ("focal", "ldam", "lmf")  # whose class weights --drw can defer
+# The losses of findings, each told for itself, as members of the family of SigmoidLMFLoss.
+BINARY_CROSS_ENTROPY = {"alpha": 0.0, "gamma": 0.0, "class_weight": None}
+FINDINGS_LOSSES: dict[str, dict[str, Any]] = {
+    "ce": BINARY_CROSS_ENTROPY,
+    "bwcce": BINARY_CROSS_ENTROPY,
+    "focal": {"alpha": 0.0},
+    "ldam": {"alpha": 1.0, "beta": 0.0},
+    "lmf": {},
+    "la": BINARY_CROSS_ENTROPY,
+}
 HEAD_SHARE = 1 / 9  # of crt's epochs, in which the head is trained: there, 10 after 90
 SAMPLERS = ("shuffle", "balanced")
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
@@ -93,7 +103,14 @@ class Settings:
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
+    findings: tuple[str, ...] | None = None
+    findings_column: str | None = None
     augment: str | None = None  # what is done to training images
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether an image may have several, or none, instead of one class."""
+        return bool(self.findings or self.findings_column)
 
     def augmentation(self, epoch: int) -> Augmentation | None:
         """What changes the training images of an epoch, which is counted from 0."""
@@ -117,8 +134,14 @@ class Settings:
         return self.learning_rate * self.decay_factor ** (epoch // self.decay_epochs)
 
     def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
-        """The loss's arguments, counts (C,) too; focal takes them where they have an effect."""
+        """The loss's arguments, counts (C,) too; focal takes them where they have an effect.
+
+        Of findings, whose counts are (L, 2), they are those of SigmoidLMFLoss.
+        """
         options = self.loss_options
+        if self.has_findings:
+            counts = {"negative_counts": class_counts[:, 0], "positive_counts": class_counts[:, 1]}
+            return counts | FINDINGS_LOSSES[self.loss] | options
         if self.loss == "la":
             options = {"alpha": 0.0, "gamma": 0.0, "class_weight": None, **options}
         unused = not (isinstance(options["class_weight"], str) or options["logit_adjustment"])
@@ -238,6 +261,7 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
             f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
         )
     tables.refuse_names_of_no_table(args)
+    refuse_what_findings_have_not(args)
     options = loss_options(args)
     head_epochs = args.head_epochs or 0
     if args.loss == "crt":
@@ -253,6 +277,22 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
     chosen |= {"head_epochs": head_epochs}
     chosen |= {"augment": None if args.augment == "none" else args.augment}
     return Settings(**chosen)
+
+
+def refuse_what_findings_have_not(args: argparse.Namespace) -> None:
+    """Raise ValueError for what takes one class an image, where there may be several findings."""
+    if not (args.findings or args.findings_column):
+        return
+    if args.loss not in FINDINGS_LOSSES:
+        raise ValueError(
+            f"findings are trained with --loss {', '.join(FINDINGS_LOSSES)}, got {args.loss}"
+        )
+    for name, usual in (("sampler", "shuffle"), ("drw", None)):
+        if (value := getattr(args, name)) != usual:
+            raise ValueError(
+                f"--{name} {value} goes by an image's one class, but it may have several findings; "
+                "leave it out"
+            )
 
 
 def loss_options(args: argparse.Namespace) -> dict[str, Any]:
