@@ -32,7 +32,9 @@ def threshold(labels: np.ndarray, logits: np.ndarray) -> float:
         return 0.0
     precision, recall, candidates = precision_recall_curve(labels, logits)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    return float(candidates[f1[:-1].argmax()])
+    best = int(f1[:-1].argmax())
+    # any logit down to the next smaller one divides these images alike: others best in the middle
+    return float(candidates[max(best - 1, 0) : best + 1].astype(np.float64).mean())
 
 
 def of_epoch(labels: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:

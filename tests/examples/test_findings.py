@@ -1,7 +1,9 @@
 """Several findings an image: what is read of them, trained with them, and scored of them."""
 
 import json
+import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from tests.examples import trees
 from tests.examples.test_trainers import (  # noqa: F401
     INTERRUPTED,
     LOSS_OF,
+    ROOT,
+    TORCHRUN,
     assert_same_run,
     history,
     jax_cache,
@@ -89,6 +93,16 @@ def test_groups_stay_together_and_every_split_has_every_finding(data, tmp_path):
         np.testing.assert_allclose(shares, [0.7, 0.15, 0.15], atol=0.05)
     by = "Split 70/15/15 by group, stratified by the rarest finding of each."
     assert by in dataset.notes
+
+
+def test_a_finding_of_three_groups_is_in_all_splits(data, tmp_path):
+    file = trees.findings(tmp_path)
+    rows = trees.read(file)
+    trees.write(file, [row | {"Fluid": int(row["group"] in ("5", "20", "41"))} for row in rows])
+    for seed in range(5):
+        dataset = data.load(file, 8, columns=NAMED, split_seed=seed)
+        for name in SPLITS:
+            assert (getattr(dataset, name).labels[:, 2] == 1).sum() == 2
 
 
 def test_odir_is_read_with_its_columns_or_with_one_label_an_eye(data, tmp_path):
@@ -252,6 +266,44 @@ def test_losses_of_findings_are_what_their_names_say(trainer, flags):  # noqa: F
     assert LOSS_OF[trainer](settings, counts, logits, unknown) == 0  # nothing to learn, no NaN
 
 
+WHOLE_BATCH = """
+import sys
+import numpy as np, torch, torch.distributed as dist
+from examples.training.settings import parse
+from examples.train_torch import build_loss
+
+torch.distributed.init_process_group("gloo")
+rank, batch = dist.get_rank(), np.load(sys.argv[1])
+settings = parse("torch", ["--data", "t.csv", "--findings", "A,B,C", "--loss", "lmf"], "")
+criterion = build_loss(settings, batch["counts"], world=2)
+logits = torch.from_numpy(batch["logits"][rank::2])
+loss = criterion(logits, torch.from_numpy(batch["labels"][rank::2]))
+np.save(f"{sys.argv[1]}-{rank}.npy", loss.item())
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_torchrun_gives_findings_the_whole_batchs_mean(tmp_path):
+    """Two processes, in which nobody has looked for other numbers of findings."""
+    torch, of_torch = load("torch"), load("examples.train_torch")
+    rng = np.random.default_rng(0)
+    counts, labels = np.array([[90, 10], [50, 40], [97, 3]]), rng.integers(-1, 2, (8, 3))
+    labels[::2, 1:] = -1
+    logits = rng.normal(size=(8, 3)).astype(np.float32)
+    np.savez(tmp_path / "batch.npz", counts=counts, labels=labels, logits=logits)
+    (tmp_path / "program.py").write_text(WHOLE_BATCH)
+    command = [*TORCHRUN, str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    settings = parse("torch", ["--data", "t.csv", "--findings", "A,B,C", "--loss", "lmf"], "")
+    criterion = of_torch.build_loss(settings, counts)
+    expected = criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    parts = [np.load(tmp_path / f"batch.npz-{rank}.npy") for rank in (0, 1)]
+    np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-6)
+
+
 # --- scores
 
 
@@ -272,6 +324,8 @@ def test_thresholds_have_the_best_f1(scored):
         np.testing.assert_allclose(f1_score(y, x >= least), best, rtol=1e-12)
     labels[labels[:, 1] == 1, 1] = 0
     assert finding_scores.thresholds(labels, logits)[1] == 0
+    apart, x = np.array([[0], [0], [1], [1]]), np.array([[-4.0], [-1.0], [2.0], [5.0]])
+    assert finding_scores.thresholds(apart, x) == [0.5]  # in the middle of the gap
 
 
 def test_scores_of_findings_are_scikit_learns(scored):
@@ -319,7 +373,9 @@ def test_every_trainer_learns_findings_and_goes_on_bit_for_bit(trainer, tmp_path
     arguments, out = flags(tmp_path, "--loss", "lmf", "--scale", "1"), tmp_path / "run"
     done = run(trainer, *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"82 training images \(Mass 36 of 82, Nodule 32 of 82, Fluid 12 of 65", done.stdout)
+    assert re.search(
+        r"82 training images \(Mass 36 of 82, Nodule 32 of 82, Fluid 12 of 65", done.stdout
+    )
     found, rows = json.loads((out / "result.json").read_text()), history(out)
     chosen = [float(row["val_macro_f1"]) for row in rows]
     best = {"macro_f1": max(chosen), "epoch": 1 + int(np.argmax(chosen))}
