@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.data import digits, findings, layouts, medmnist, tables
 from examples.data.images import ImageArray, ImageFiles, read_all, resize
-from examples.data.layouts import SPLITS
+from examples.data.listings import SPLITS
 from examples.data.splits import assign, deal
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images, all splits together, that are kept in memory

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from examples.data import findings
-from examples.data.layouts import SPLITS, Listing
+from examples.data.listings import SPLITS, Listing
 
 
 def assign(listing: Listing, seed: int) -> tuple[np.ndarray, str]:

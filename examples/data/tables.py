@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from examples.data import findings
-from examples.data.layouts import Example, Listing, listing, table
+from examples.data.listings import Example, Listing, listing, table
 
 
 class Columns(NamedTuple):
@@ -104,7 +104,8 @@ def read(file: Path, named: Columns) -> Listing:
         if column is not None and column not in present:
             raise ValueError(f"{file} must have a column {column}, got {', '.join(present)}")
     split, group = named.split or "split", named.group or "group"
-    class_names, found = named.findings, dict.fromkeys(rows, ())
+    class_names: tuple[str, ...] = named.findings
+    found: dict[str, tuple[int, ...]] = dict.fromkeys(rows, ())
     if named.names is not None:
         class_names, found = findings.of_names(rows, named.names, named.findings)
     elif several:
@@ -118,9 +119,9 @@ def read(file: Path, named: Columns) -> Listing:
         about = row.get(group, "") or path, row.get(split, "").strip(), found[cell]
         examples[path] = Example(path, file.parent / path, label, *about)
     if not several:
-        class_names = sorted({e.class_name for e in examples.values()}, key=by_number)
+        class_names = tuple(sorted({e.class_name for e in examples.values()}, key=by_number))
     ungrouped = sum(not row.get(group, "") for row in rows.values())
-    notes = ()
+    notes: tuple[str, ...] = ()
     if group in present and ungrouped:
         notes = (f"Of {ungrouped} images no {group} is known: each is taken to be its own.",)
     unit = group if group in present else "image"

@@ -13,6 +13,7 @@ from typing import Any
 
 from examples.data import tables
 from examples.data.augment import AUGMENTATIONS, Augmentation
+from examples.training import finding_losses
 from lmf_multi import LMFSpec
 from lmf_multi.spec import check_parameters
 
@@ -48,16 +49,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "crt": {},
 }
 DEFERRABLE = ("focal", "ldam", "lmf")  # whose class weights --drw can defer
-# The losses of findings, each told for itself, as members of the family of SigmoidLMFLoss.
-BINARY_CROSS_ENTROPY = {"alpha": 0.0, "gamma": 0.0, "class_weight": None}
-FINDINGS_LOSSES: dict[str, dict[str, Any]] = {
-    "ce": BINARY_CROSS_ENTROPY,
-    "bwcce": BINARY_CROSS_ENTROPY,
-    "focal": {"alpha": 0.0},
-    "ldam": {"alpha": 1.0, "beta": 0.0},
-    "lmf": {},
-    "la": BINARY_CROSS_ENTROPY,
-}
 HEAD_SHARE = 1 / 9  # of crt's epochs, in which the head is trained: there, 10 after 90
 SAMPLERS = ("shuffle", "balanced")
 WEIGHTS = ("none", "margin", "complement", "balanced", "effective")
@@ -140,8 +131,7 @@ class Settings:
         """
         options = self.loss_options
         if self.has_findings:
-            counts = {"negative_counts": class_counts[:, 0], "positive_counts": class_counts[:, 1]}
-            return counts | FINDINGS_LOSSES[self.loss] | options
+            return finding_losses.arguments(self.loss, class_counts, options)
         if self.loss == "la":
             options = {"alpha": 0.0, "gamma": 0.0, "class_weight": None, **options}
         unused = not (isinstance(options["class_weight"], str) or options["logit_adjustment"])
@@ -261,7 +251,7 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
             f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
         )
     tables.refuse_names_of_no_table(args)
-    refuse_what_findings_have_not(args)
+    finding_losses.refuse_what_goes_by_classes(args)
     options = loss_options(args)
     head_epochs = args.head_epochs or 0
     if args.loss == "crt":
@@ -277,22 +267,6 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
     chosen |= {"head_epochs": head_epochs}
     chosen |= {"augment": None if args.augment == "none" else args.augment}
     return Settings(**chosen)
-
-
-def refuse_what_findings_have_not(args: argparse.Namespace) -> None:
-    """Raise ValueError for what takes one class an image, where there may be several findings."""
-    if not (args.findings or args.findings_column):
-        return
-    if args.loss not in FINDINGS_LOSSES:
-        raise ValueError(
-            f"findings are trained with --loss {', '.join(FINDINGS_LOSSES)}, got {args.loss}"
-        )
-    for name, usual in (("sampler", "shuffle"), ("drw", None)):
-        if (value := getattr(args, name)) != usual:
-            raise ValueError(
-                f"--{name} {value} goes by an image's one class, but it may have several findings; "
-                "leave it out"
-            )
 
 
 def loss_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -175,6 +175,15 @@ def test_a_finding_that_never_occurs_in_train_is_one_sentence(data, tmp_path):
         data.load(file, 8, columns=NAMED)
 
 
+def test_validation_without_any_finding_is_one_sentence(data, tmp_path):
+    file = trees.findings(tmp_path, ("train", "val", "test"))
+    nothing = dict.fromkeys(FINDINGS, "0")
+    rows = trees.read(file)
+    trees.write(file, [row | (nothing if row["split"] == "val" else {}) for row in rows])
+    with pytest.raises(ValueError, match="val must have an image with a finding to choose by, got"):
+        data.load(file, 8, columns=NAMED)
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
