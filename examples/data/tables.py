@@ -116,11 +116,12 @@ def read(file: Path, named: Columns) -> Listing:
         if path in examples:
             raise ValueError(f"{named.path} must be unique, got {path} twice in {file}")
         label = "" if several else row[named.label].strip()
-        about = row.get(group, "") or path, row.get(split, "").strip(), found[cell]
+        group_of, split_of = (row.get(column, "").strip() for column in (group, split))
+        about = group_of or path, split_of, found[cell]
         examples[path] = Example(path, file.parent / path, label, *about)
     if not several:
         class_names = tuple(sorted({e.class_name for e in examples.values()}, key=by_number))
-    ungrouped = sum(not row.get(group, "") for row in rows.values())
+    ungrouped = sum(example.group == example.id for example in examples.values())
     notes: tuple[str, ...] = ()
     if group in present and ungrouped:
         notes = (f"Of {ungrouped} images no {group} is known: each is taken to be its own.",)

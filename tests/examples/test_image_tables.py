@@ -52,6 +52,16 @@ def test_no_group_is_in_two_splits(data, tmp_path, splits):
         assert "Split 70/15/15 by group, stratified by class." in dataset.notes
 
 
+def test_spaces_around_a_group_do_not_part_it(data, tmp_path):
+    file = trees.table(tmp_path)
+    rows = trees.read(file)
+    trees.write(
+        file, [row | {"group": f"{row['group']}{' ' * (i % 2)}"} for i, row in enumerate(rows)]
+    )
+    train, val, test = patients(data.load(file, 8))
+    assert train.isdisjoint(val) and train.isdisjoint(test) and val.isdisjoint(test)
+
+
 def test_without_groups_each_image_is_its_own(data, tmp_path):
     dataset = data.load(trees.table(tmp_path, grouped=False), 8)
     assert "Split 70/15/15 by image, stratified by class." in dataset.notes
