@@ -25,6 +25,11 @@ class Columns(NamedTuple):
     findings: tuple[str, ...] = ()  # of a column each; or those in the next that count
     names: str | None = None  # of the column with names joined by `|`
 
+    @property
+    def several(self) -> bool:
+        """Whether an image has findings instead of a label."""
+        return bool(self.findings or self.names)
+
 
 USUAL = Columns()
 NAMED = Columns._fields[:4]  # by flags of one column each
@@ -97,36 +102,43 @@ def read(file: Path, named: Columns) -> Listing:
         ValueError: a column or a cell is missing, a path is there twice or leads out of the
             table's folder, or the file is no table.
     """
-    several = bool(named.findings or named.names)
-    rows = table(file, named.path, () if several else (named.label,))
+    rows = table(file, named.path, () if named.several else (named.label,))
     present = next(iter(rows.values()))
     for column in (named.split, named.group, named.names):
         if column is not None and column not in present:
             raise ValueError(f"{file} must have a column {column}, got {', '.join(present)}")
     split, group = named.split or "split", named.group or "group"
-    class_names: tuple[str, ...] = named.findings
-    found: dict[str, tuple[int, ...]] = dict.fromkeys(rows, ())
-    if named.names is not None:
-        class_names, found = findings.of_names(rows, named.names, named.findings)
-    elif several:
-        found = findings.of_columns(rows, named.findings, file)
+    class_names, found = labels(rows, named, file)
     examples: dict[str, Example] = {}
     for cell, row in rows.items():
         path = inside(cell, file)
         if path in examples:
             raise ValueError(f"{named.path} must be unique, got {path} twice in {file}")
-        label = "" if several else row[named.label].strip()
+        label, findings_of = found[cell]
         group_of, split_of = (row.get(column, "").strip() for column in (group, split))
-        about = group_of or path, split_of, found[cell]
-        examples[path] = Example(path, file.parent / path, label, *about)
-    if not several:
-        class_names = tuple(sorted({e.class_name for e in examples.values()}, key=by_number))
+        about = label, group_of or path, split_of, findings_of
+        examples[path] = Example(path, file.parent / path, *about)
     ungrouped = sum(example.group == example.id for example in examples.values())
     notes: tuple[str, ...] = ()
     if group in present and ungrouped:
         notes = (f"Of {ungrouped} images no {group} is known: each is taken to be its own.",)
     unit = group if group in present else "image"
     return listing(file.stem, class_names, examples.values(), unit, notes)
+
+
+def labels(
+    rows: findings.Rows, named: Columns, file: Path
+) -> tuple[tuple[str, ...], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Classes or findings of a table in label order, and the class and the findings of each row."""
+    if not named.several:
+        classes = {key: row[named.label].strip() for key, row in rows.items()}
+        names = tuple(sorted(set(classes.values()), key=by_number))
+        return names, {key: (name, ()) for key, name in classes.items()}
+    if named.names is None:
+        names, found = named.findings, findings.of_columns(rows, named.findings, file)
+    else:
+        names, found = findings.of_names(rows, named.names, named.findings)
+    return names, {key: ("", of_row) for key, of_row in found.items()}
 
 
 def inside(cell: str, file: Path) -> str:
