@@ -1,5 +1,6 @@
 """Tables of images: what is read of them, how it is split, and what is wrong with them."""
 
+import doctest
 import json
 
 import numpy as np
@@ -186,6 +187,12 @@ def test_columns_of_no_table_are_refused(capsys):
         with pytest.raises(SystemExit, match="2"):
             parse("torch", flags.split(), "")
         assert sentence in capsys.readouterr().err
+
+
+def test_doctests():
+    for name in ("tables", "augment"):
+        found = doctest.testmod(load(f"examples.data.{name}"))
+        assert found.attempted and not found.failed
 
 
 # --- trained on
