@@ -53,6 +53,7 @@ DEFAULTS = (
 # The trainers' flags that mean something here, and those that stand beside a loss's name.
 FREE = ("data", "image_size", "imbalance", "split_seed", "skip_unreadable", "workers", "arch")
 FREE += ("weights", "epochs", "batch_size", "decay_epochs", "decay_factor")
+FREE += ("path_column", "label_column", "split_column", "group_column")
 OF_A_LOSS = ("loss", "loss_options", "sampler", "head_epochs")
 FEATURE_BATCH = 32  # images
 RECOMMENDED = "ldam:scale=1:logit-adjustment=1:class-weight=none"  # of LMFSpec

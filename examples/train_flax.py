@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from examples.data.datasets import Split
+from examples.data.findings import UNKNOWN
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
@@ -39,7 +40,7 @@ from examples.training.recipe import pieces
 from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
-from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss
+from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 SYNC_EVERY = 20  # steps between looks at a device's losses: each look waits for the device
 
@@ -156,13 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = dataset.image_size
         rows = settings.batch_size // settings.accumulate
         images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
-        labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        if run.mixes():
-            labels = jax.ShapeDtypeStruct((rows, len(dataset.class_names)), np.float32)
+        shape, dtype = run.label()
+        labels = jax.ShapeDtypeStruct((rows, *shape), jax.dtypes.canonicalize_dtype(dtype))
         with one_sentence():
             batch = ahead_of_time.abstract((images, labels), by_rows)
-            totals = jax.eval_shape(totals_of, criterion, labels)
-            totals = put(totals) if settings.accumulate > 1 else None
+            totals = None
+            if settings.accumulate > 1:
+                totals = put(jax.eval_shape(totals_of, criterion, labels))
             arguments = (state, keys, criterion, totals, *batch)
             compiled = ahead_of_time.compile_step(train_step, *arguments)
         ahead_of_time.report(settings.aot, compiled, mesh.size)
@@ -256,7 +257,9 @@ def any_process(flag: bool) -> bool:
 
 
 def build_loss(settings: Settings, counts: np.ndarray) -> Any:
-    """The loss that the settings name, of class counts (C,), as a pytree; a mean over the batch."""
+    """The loss that the settings name, of counts (C,) or (L, 2), as a pytree; a batch's mean."""
+    if settings.has_findings:
+        return jax.tree_util.Partial(annotated, SigmoidLMFLoss(**settings.loss_arguments(counts)))
     if settings.loss in ("ce", "bwcce", "crt"):
         options = settings.loss_options
         weight = class_weights(counts, options.get("class_weight"))
@@ -268,6 +271,13 @@ def build_loss(settings: Settings, counts: np.ndarray) -> Any:
         "la": LMFLoss,
     }
     return losses[settings.loss](**settings.loss_arguments(counts))
+
+
+def annotated(
+    loss: SigmoidLMFLoss, logits: Array, labels: Array, normalizers: None = None
+) -> Array:
+    """The mean of logits and labels (N, L) over those findings that somebody has looked for."""
+    return loss(logits, labels, where=labels != UNKNOWN)
 
 
 def save(state: nnx.State, folder: Path) -> None:

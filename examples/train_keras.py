@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from examples.data.datasets import Split
+from examples.data.findings import UNKNOWN
 from examples.training.quiet import stderr_kept_back
 from examples.training.run import Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
@@ -45,7 +46,7 @@ with stderr_kept_back():
         in_parts,
         rates,
     )
-    from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss
+    from lmf_multi.keras import DeferredReweighting, FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     batches,
                     settings.batch_size // settings.accumulate,
                     dataset.image_size,
-                    num_classes=len(dataset.class_names) if run.mixes() else None,
+                    label=run.label(),
                     weighted=settings.accumulate > 1,
                 ),
                 steps_per_epoch=(run.steps - run.step) * settings.accumulate,
@@ -170,7 +171,8 @@ def begun(
     training = keras.Model(model.input, logits)
     optimizer = build_optimizer(settings)
     # the loss with the weights of parts
-    weighted, metrics = [StepLoss(criterion)], [MacroF1(name="macro_f1")]
+    weighted = [StepLoss(criterion)]
+    metrics = [] if settings.has_findings else [MacroF1(name="macro_f1")]
     training.compile(optimizer, criterion, metrics=metrics, weighted_metrics=weighted)
     optimizer.build(training.trainable_variables)  # or there were no moments yet to resume
     # which Keras counts on, so that what is drawn after a resume is what would have been
@@ -188,7 +190,9 @@ def draw_anew(layer: keras.layers.Layer) -> None:
 
 
 def build_loss(settings: Settings, counts: np.ndarray) -> keras.losses.Loss:
-    """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
+    """The loss that the settings name, of counts (C,) or (L, 2); its mean is the whole batch's."""
+    if settings.has_findings:
+        return SigmoidLMFLoss(**settings.loss_arguments(counts), ignore_class=UNKNOWN)
     if settings.loss in ("ce", "bwcce", "crt"):
         options = settings.loss_options
         weight = class_weights(counts, options.get("class_weight"))
@@ -253,7 +257,7 @@ class Steps(keras.callbacks.Callback):
         self.parts.append(logs["step_loss"])
         if len(self.parts) < self.run.settings.accumulate:
             return
-        self.run.took_step(sum(self.parts) / len(self.parts), logs["macro_f1"])
+        self.run.took_step(sum(self.parts) / len(self.parts), logs.get("macro_f1"))
         self.parts = []
         if self.run.stopping:
             self.model.stop_training = True

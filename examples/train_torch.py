@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from examples.data.datasets import Split
+from examples.data.findings import UNKNOWN
 from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
 from examples.training.losses_torch import CrossEntropy
@@ -30,7 +31,7 @@ from examples.training.recipe_torch import backward, begin
 from examples.training.run import Processes, Run, claim, load_data, one_sentence
 from examples.training.settings import Settings, parse
 from lmf_multi import class_weights, deferred_weights
-from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss
+from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 
 SYNC_EVERY = 20  # steps between looks at a GPU's losses: each look waits for the GPU
 
@@ -196,7 +197,11 @@ def any_process(flag: bool, *, device: torch.device) -> bool:
 
 
 def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Module:
-    """The loss that the settings name, of class counts (C,); its mean is the whole batch's."""
+    """The loss that the settings name, of counts (C,) or (L, 2); its mean is the whole batch's."""
+    group = "world" if world > 1 else None
+    if settings.has_findings:
+        arguments = settings.loss_arguments(counts)
+        return SigmoidLMFLoss(**arguments, ignore_index=UNKNOWN, process_group=group)
     if settings.loss in ("ce", "bwcce", "crt"):
         options = settings.loss_options
         weight = class_weights(counts, options.get("class_weight"))
@@ -207,7 +212,6 @@ def build_loss(settings: Settings, counts: np.ndarray, world: int = 1) -> nn.Mod
         "lmf": LMFLoss,
         "la": LMFLoss,
     }
-    group = "world" if world > 1 else None
     return losses[settings.loss](**settings.loss_arguments(counts), process_group=group)
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.data import digits, layouts, medmnist
+from examples.data import digits, findings, layouts, medmnist, tables
 from examples.data.images import ImageArray, ImageFiles, read_all, resize
-from examples.data.layouts import SPLITS
+from examples.data.listings import SPLITS
 from examples.data.splits import assign, deal
 
 MEMORY_BUDGET = 2 * 2**30  # bytes of decoded images, all splits together, that are kept in memory
 DIGITS_SIZE, FILES_SIZE = 28, 224  # pixels, unless others are asked for
-SOURCES = "digits, a .npz file with MedMNIST's keys, or a folder of images"
+SOURCES = "digits, a .npz file with MedMNIST's keys, a .csv table or a folder of images"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images of one split, with str (N,) identifiers and int64 (N,) labels."""
+    """Images of one split, with str (N,) identifiers and int64 (N,) labels; of findings (N, L)."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -42,7 +42,7 @@ class Split:
     def batches(
         self, order: Sequence[int] | np.ndarray, batch_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Consecutive pieces of `order`: uint8 (b, S, S, 3), RGB, and int64 (b,).
+        """Consecutive pieces of `order`: uint8 (b, S, S, 3), RGB, and int64 (b,) or (b, L).
 
         Image files are decoded in threads a few batches ahead; closing the iterator ends them. The
         last batch may be smaller than the others.
@@ -64,7 +64,7 @@ class Dataset:
     """Three splits of one dataset."""
 
     name: str
-    class_names: tuple[str, ...]  # in label order
+    class_names: tuple[str, ...]  # in label order, or the findings'
     image_size: int  # pixels, height and width of every batch
     train: Split
     val: Split
@@ -73,18 +73,30 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Raise ValueError if there is nothing to tell apart, or a split or a class is empty."""
-        if len(self.class_names) < 2:
+        if len(self.class_names) < 2 and not self.has_findings:
             raise ValueError(f"data must have at least 2 classes, got {self.class_names}")
         for split in SPLITS:
             if len(getattr(self, split)) == 0:
                 raise ValueError(f"{split} must have at least one readable image, got none")
+        if self.has_findings:
+            findings.check(self.class_names, self.class_counts)
+            if not (self.val.labels == 1).any():
+                raise ValueError("val must have an image with a finding to choose by, got none")
+            return
         for name, count in zip(self.class_names, self.class_counts, strict=True):
             if count == 0:
                 raise ValueError(f"class {name!r} must have a readable image in train, got none")
 
     @property
+    def has_findings(self) -> bool:
+        """Whether an image may have several, or none, instead of one class."""
+        return self.train.labels.ndim == 2
+
+    @property
     def class_counts(self) -> np.ndarray:
-        """Training images of each class: int64 (C,)."""
+        """Training images of each class: int64 (C,); without and with each finding: (L, 2)."""
+        if self.has_findings:
+            return findings.counts(self.train.labels)
         return np.bincount(self.train.labels, minlength=len(self.class_names))
 
 
@@ -95,17 +107,20 @@ def load(
     imbalance: float = 50.0,
     split_seed: int = 0,
     skip_unreadable: bool = False,
+    columns: tables.Columns = tables.USUAL,
     workers: int = 2,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """Read a dataset, and decode each image file once, before anything is computed with it.
 
     Args:
-        source: "digits", a .npz file with MedMNIST's keys, or a folder as in `layouts`.
+        source: "digits", a .npz file with MedMNIST's keys, a .csv table as in `tables`, or a folder
+            as in `layouts`.
         image_size: pixels, at least 8; by default 28 for digits, a .npz file's own, else 224.
         imbalance: training images of digit 0 to those of digit 9, from 1 to 100.
         split_seed: alone decides on the splits that do not come with the data.
         skip_unreadable: leave out files that are missing or cannot be decoded, and note how many.
+        columns: what those of a table are called, and whether an image has findings.
         workers: threads that decode.
         on_progress: called with the numbers of files that are decoded, and that there are.
 
@@ -117,14 +132,16 @@ def load(
     check_at_least(8, image_size=FILES_SIZE if image_size is None else image_size)
     check_at_least(1, workers=workers)
     check_at_least(0, split_seed=split_seed)
+    if columns.findings and not (Path(source).is_dir() or tables.is_table(source)):
+        raise ValueError(f"--findings belongs to a table or to ODIR-5K, got {source}")
     if source == "digits":
         return _digits(image_size or DIGITS_SIZE, imbalance, split_seed)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"data must be {SOURCES}, got {path}, which does not exist")
-    if path.is_dir():
+    if path.is_dir() or tables.is_table(path):
         return _files(
-            layouts.read(path),
+            layouts.read(path, columns.findings) if path.is_dir() else tables.read(path, columns),
             image_size or FILES_SIZE,
             split_seed=split_seed,
             skip_unreadable=skip_unreadable,

@@ -14,7 +14,7 @@ import numpy as np
 
 from examples.data.datasets import Dataset, Split
 from examples.data.images import ImageArray
-from examples.data.layouts import SPLITS
+from examples.data.listings import SPLITS
 from examples.data.medmnist import MALFORMED
 from examples.training.checkpoints import write_atomically
 

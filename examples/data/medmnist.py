@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.data.images import high_byte
-from examples.data.layouts import SPLITS
+from examples.data.listings import SPLITS
 
 # what NumPy raises for archives that are damaged, or none: TypeError for a single array
 MALFORMED = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
@@ -62,7 +62,7 @@ def checked_labels(key: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(
             f"{key} must have one label an image, got shape {labels.shape}; "
-            "multi-label data are not supported"
+            "multi-label data are not read from .npz, but from a .csv table"
         )
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{key} must be integers, got {labels.dtype}")

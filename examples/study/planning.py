@@ -198,6 +198,11 @@ def planned(
     name = re.sub(r"[^\w=.+-]", "_", f"{data}-{arch}-{framework}-{loss}-{seed}")
     training = Training(name, data, arch, framework, loss, seed, tuple(arguments))
     settings = training.settings()
+    if settings.has_findings:
+        raise ValueError(
+            f"studies compare trainings of one class an image, got several findings of {source}; "
+            f"examples.train_{framework} trains on them"
+        )
     for flag, value in chosen.items():
         if getattr(settings, flag) != value:
             raise ValueError(

@@ -61,24 +61,27 @@ def feed(
     batches: Callable[[], Iterator[tuple[np.ndarray, ...]]],
     batch_size: int,
     image_size: int,
-    num_classes: int | None = None,
+    label: tuple[tuple[int, ...], str] = ((), "int64"),
     weighted: bool = False,
 ) -> Any:
-    """Batches uint8 (b, S, S, 3) and int64 (b,) in a form that ``fit`` reads from the first on.
+    """Batches of images uint8 (b, S, S, 3) and labels in a form that ``fit`` reads from the first.
 
-    Labels of ``num_classes``, if that is given, are distributions, float32 (b, C); ``weighted``
-    ones have sample weights too, float32 (b,). Under a strategy of TensorFlow ``fit`` reads some,
-    and begins again: a generator has lost them.
+    Under a strategy of TensorFlow ``fit`` reads some, and begins again: a generator has lost them.
+
+    Args:
+        batches: yields them.
+        batch_size: b.
+        image_size: S.
+        label: shape and dtype of an image's.
+        weighted: there are sample weights too, float32 (b,).
     """
     if BACKEND != "tensorflow":
         return batches()
     import tensorflow as tf
 
+    shape, dtype = label
     images = tf.TensorSpec((batch_size, image_size, image_size, 3), tf.uint8)
-    labels = tf.TensorSpec((batch_size,), tf.int64)
-    if num_classes is not None:
-        labels = tf.TensorSpec((batch_size, num_classes), tf.float32)
-    signature = (images, labels)
+    signature = (images, tf.TensorSpec((batch_size, *shape), dtype))
     if weighted:
         signature += (tf.TensorSpec((batch_size,), tf.float32),)
     found = tf.data.Dataset.from_generator(batches, output_signature=signature)

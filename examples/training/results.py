@@ -21,6 +21,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from examples.data.datasets import Dataset
+from examples.training import finding_scores
 from examples.training.checkpoints import write_atomically
 from lmf_multi import adjust_logits, tune_adjustment
 
@@ -85,6 +87,15 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.abs(bins.statistic).sum() / len(labels))
 
 
+def of_epoch(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """The validation scores of an epoch's row: of labels (N,), or of findings (N, L)."""
+    if labels.ndim == 2:
+        found = finding_scores.of_epoch(labels, logits)
+        return {f"val_{name}": score for name, score in found.items() if score is not None}
+    accuracy = float(np.mean(logits.argmax(1) == labels))
+    return {"val_macro_f1": macro_f1(labels, logits), "val_accuracy": accuracy}
+
+
 def tuned(
     labels: np.ndarray,
     logits: np.ndarray,
@@ -102,6 +113,44 @@ def tuned(
     """
     tau = float(tune_adjustment(val_logits, val_labels, class_counts))
     return {"tau": tau, "test": scores(labels, adjust_logits(logits, class_counts, tau))}
+
+
+def of_test(dataset: Dataset, logits: np.ndarray, val_logits: np.ndarray) -> dict[str, Any]:
+    """A result file's scores of the test split, and what was tuned for them on validation alone.
+
+    Args:
+        dataset: with one class an image, for which τ is tuned, or several findings, for each of
+            which a threshold is.
+        logits, val_logits: float (N, C) and (M, C), of the test and the validation split.
+    """
+    labels, val_labels = dataset.test.labels, dataset.val.labels
+    if dataset.has_findings:
+        least = finding_scores.thresholds(val_labels, val_logits)
+        found = finding_scores.scores(labels, logits, least, dataset.class_names)
+        named = dict(zip(dataset.class_names, least.tolist(), strict=True))
+        return {"test": found, "thresholds": named}
+    kept = {"val_labels": val_labels, "val_logits": val_logits}
+    counts = dataset.class_counts
+    return {
+        "test": scores(labels, logits),
+        "tuned": tuned(labels, logits, class_counts=counts, **kept),
+    }
+
+
+def in_words(found: dict[str, Any], epoch: int) -> str:
+    """What ``of_test`` found with the model of an epoch."""
+    test, model = found["test"], f"with the model of epoch {epoch}"
+    if "tuned" not in found:
+        means = {"macro-F1": "macro_f1", "macro-AUROC": "macro_auroc"}
+        means |= {"average precision": "average_precision"}
+        words = (f"{name} {test[key]:.4f}" for name, key in means.items() if test[key] is not None)
+        return f"Test {', '.join(words)} {model}, each finding's threshold tuned on validation"
+    tuned = found["tuned"]
+    return (
+        f"Test macro-F1 {test['macro_f1']:.4f}, balanced accuracy "
+        f"{test['balanced_accuracy']:.4f}, accuracy {test['accuracy']:.4f} {model}; "
+        f"macro-F1 {tuned['test']['macro_f1']:.4f} with τ = {tuned['tau']:.2f}, tuned on validation"
+    )
 
 
 def write_predictions(

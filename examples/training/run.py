@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from examples.data import datasets
+from examples.data import datasets, findings
+from examples.data.augment import times_before
 from examples.data.datasets import Dataset
 from examples.training import config, results
 from examples.training.checkpoints import Checkpoints
@@ -85,6 +86,7 @@ def load_data(settings: Settings, visible: bool = True) -> Dataset:
             imbalance=settings.imbalance,
             split_seed=settings.split_seed,
             skip_unreadable=settings.skip_unreadable,
+            columns=settings.columns,
             workers=settings.workers,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -244,9 +246,12 @@ class Run:
         sampler = "balanced" if self.head_alone else self.settings.sampler
         about = {"sampler": sampler, "seed": self.settings.seed, "epoch": self.epoch}
         order = epoch_order(self.dataset.train.labels, size, **about)
-        mine = order.reshape(self.steps, batch)[self.step :, self.rank :: self.world]
+        share = np.stack([order, times_before(order)]).reshape(2, self.steps, batch)
+        mine, times = share[:, self.step :, self.rank :: self.world].reshape(2, -1)
         self._clock = time.perf_counter()
-        batches = self.dataset.train.batches(mine.ravel(), batch // self.world)
+        batches = self.dataset.train.batches(mine, batch // self.world)
+        if (augmentation := self.settings.augmentation(self.epoch)) is not None:
+            batches = augmentation.batches(batches, mine, times, batch // self.world)
         for step, (images, labels) in enumerate(batches, self.step):  # which may be read ahead
             yield self._mixed(images, labels, step) if self.mixes() else (images, labels)
             if self.stopping:
@@ -255,6 +260,12 @@ class Run:
     def mixes(self) -> bool:
         """Whether images are mixed, and labels are distributions, as the network is trained now."""
         return self.settings.mixup is not None and not self.head_alone
+
+    def label(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of an image's label, as the network is trained now."""
+        if self.mixes():
+            return (len(self.dataset.class_names),), "float32"
+        return self.dataset.train.labels.shape[1:], "int64"
 
     def stage_begins(self) -> bool:
         """Whether the network, or the head alone, has made no step yet."""
@@ -294,20 +305,18 @@ class Run:
 
     def end_epoch(self, val_logits: np.ndarray, val_loss: float) -> None:
         """Score the epoch: logits float (N, C) of the validation split, in its order."""
-        labels = self.dataset.val.labels
-        f1 = results.macro_f1(labels, val_logits)
+        scores = results.of_epoch(self.dataset.val.labels, val_logits)
         row = {
             "epoch": self.epoch + 1,
             "learning_rate": self.settings.learning_rate_at(self.epoch, self.head_from),
             "train_loss": self.loss_sum / self.steps,
             "val_loss": val_loss,
-            "val_macro_f1": f1,
-            "val_accuracy": float(np.mean(val_logits.argmax(1) == labels)),
+            **scores,
             "images_per_second": self.steps * self.settings.batch_size / self.seconds,
         }
         self.history.append(row)
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
-        if f1 > self.best_f1:
+        if (f1 := scores["val_macro_f1"]) > self.best_f1:
             self.best_epoch, self.best_f1 = self.epoch, f1
         self._display.epoch(row, self.best_f1, self.best_epoch)
 
@@ -345,9 +354,7 @@ class Run:
         kept = {"val_labels": val.labels, "val_logits": val_logits}
         file = out / "predictions.npz"
         results.write_predictions(file, test.ids, test.labels, test_logits, **kept)
-        found = results.scores(test.labels, test_logits)
-        counts = self.dataset.class_counts
-        tuned = results.tuned(test.labels, test_logits, class_counts=counts, **kept)
+        found = results.of_test(self.dataset, test_logits, val_logits)
         speeds = [row["images_per_second"] for row in self.history]
         results.write_json(
             out / "result.json",
@@ -355,8 +362,7 @@ class Run:
             | {
                 "epochs_run": self.epoch,
                 "best_validation": {"macro_f1": self.best_f1, "epoch": self.best_epoch},
-                "test": found,
-                "tuned": tuned,
+                **found,
                 "measured": {
                     "images_per_second": float(np.median(speeds)),
                     "peak_memory_bytes": peak_device_memory or peak_host_memory(),
@@ -372,10 +378,7 @@ class Run:
                 f"{self.settings.early_stopping} epochs."
             )
         self._display.say(
-            f"Test macro-F1 {found['macro_f1']:.4f}, balanced accuracy "
-            f"{found['balanced_accuracy']:.4f}, accuracy {found['accuracy']:.4f} with the model "
-            f"of epoch {self.best_epoch}; macro-F1 {tuned['test']['macro_f1']:.4f} with "
-            f"τ = {tuned['tau']:.2f}, tuned on validation; all of it in {out / 'result.json'}"
+            f"{results.in_words(found, self.best_epoch)}; all of it in {out / 'result.json'}"
         )
 
     # --- inside
@@ -413,7 +416,7 @@ class Run:
             "name": data.name,
             "image_size": data.image_size,
             "class_names": list(data.class_names),
-            "class_counts": [int(n) for n in data.class_counts],
+            "class_counts": data.class_counts.tolist(),
             "train": len(data.train),
             "val": len(data.val),
             "test": len(data.test),
@@ -427,9 +430,8 @@ class Run:
 
     def _opening(self, done: int) -> Iterator[str]:
         data, settings = self.dataset, self.settings
-        counts = ", ".join(
-            f"{name} {n}" for name, n in zip(data.class_names, data.class_counts, strict=True)
-        )
+        say = findings.in_words if data.has_findings else "{} {}".format
+        counts = ", ".join(map(say, data.class_names, data.class_counts))
         yield f"{data.name}: {len(data.train)} training images ({counts})"
         yield f"{len(data.val)} to choose the epoch, {len(data.test)} to test"
         size = f"{data.image_size} × {data.image_size} pixels"

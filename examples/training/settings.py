@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from examples.training import config
+from examples.data import tables
+from examples.data.augment import AUGMENTATIONS, Augmentation
+from examples.training import config, finding_losses
 from examples.training.flags import at_least, switch
 from examples.training.recipe import STEPS, Recipe, add_flags, recipe_of
 from lmf_multi import LMFSpec
@@ -82,10 +84,39 @@ class Settings(Recipe):
     compile: bool = False
     distributed: bool = False
     aot: str | None = None
+    # of a table, where they are not those of `tables.Columns`
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    findings: tuple[str, ...] | None = None
+    findings_column: str | None = None
+    augment: str | None = None  # what is done to training images
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether an image may have several, or none, instead of one class."""
+        return bool(self.findings or self.findings_column)
+
+    def augmentation(self, epoch: int) -> Augmentation | None:
+        """What changes the training images of an epoch, which is counted from 0."""
+        if self.augment is None:
+            return None
+        return Augmentation(self.augment, self.seed, epoch, self.workers)
+
+    @property
+    def columns(self) -> tables.Columns:
+        """What a table's columns are called."""
+        return tables.columns(self)
 
     def loss_arguments(self, class_counts: Any) -> dict[str, Any]:
-        """The loss's arguments, counts (C,) too; focal takes them where they have an effect."""
+        """The loss's arguments, counts (C,) too; focal takes them where they have an effect.
+
+        Of findings, whose counts are (L, 2), they are those of SigmoidLMFLoss.
+        """
         options = self.loss_options
+        if self.has_findings:
+            return finding_losses.arguments(self.loss, class_counts, options)
         if self.loss == "la":
             options = {"alpha": 0.0, "gamma": 0.0, "class_weight": None, **options}
         unused = not (isinstance(options["class_weight"], str) or options["logit_adjustment"])
@@ -110,6 +141,8 @@ class Settings(Recipe):
             own |= STEPS.keys()
         if not self.head_epochs:
             own.add("head_epochs")
+        if self.findings is not None:
+            found["findings"] = ",".join(self.findings)
         # None and False are what they are where not given
         return {k: v for k, v in found.items() if k not in own and v not in (None, False)}
 
@@ -133,7 +166,11 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     usage = f"{program} [flags]; -h explains them"  # all of them would hide the error's sentence
     parser = argparse.ArgumentParser(program, usage, description=summary)
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="digits", help="digits, a MedMNIST .npz, or a folder of images (digits)")
+    add(
+        "--data",
+        default="digits",
+        help="digits, a MedMNIST .npz, a .csv table or a folder (digits)",
+    )
     add(
         "--image-size",
         type=at_least(8),
@@ -144,6 +181,15 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
     add("--split-seed", type=int, default=0, help="where the data are split here (0)")
     add("--skip-unreadable", **switch, help="leave out files that are no whole image")
     add("--workers", type=at_least(1), default=os.cpu_count(), help="threads that decode")
+    add(
+        "--augment",
+        choices=("none", *AUGMENTATIONS),
+        default="none",
+        help="training images: flip, left and right (not chest X-rays, whose heart is on the "
+        "left); standard, also quarter turns, small shifts and scales, brightness and contrast "
+        "(for what has no up or down: skin, tissue) (none)",
+    )
+    tables.add_flags(parser.add_argument_group("columns of a table").add_argument)
 
     add = parser.add_argument_group("model").add_argument
     add("--arch", choices=TORCH_ARCHS, default="small")
@@ -205,6 +251,8 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
         raise ValueError(
             f"--arch must be one of {', '.join(ARCHS)}, got {args.arch}; train_torch has it"
         )
+    tables.refuse_names_of_no_table(args)
+    finding_losses.refuse_what_goes_by_classes(args)
     options = loss_options(args)
     recipe = recipe_of(args)
     out = args.out or Path(
@@ -213,6 +261,7 @@ def settings_of(framework: str, args: argparse.Namespace) -> Settings:
     known = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in vars(args).items() if name in known}
     chosen |= {"framework": framework, "loss_options": options, "out": out}
+    chosen |= {"augment": None if args.augment == "none" else args.augment}
     return Settings(**chosen | recipe)
 
 

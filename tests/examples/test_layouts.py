@@ -1,5 +1,6 @@
 """Datasets as they are distributed: what is read, how it is split, and what is wrong with it."""
 
+import json
 import re
 import shutil
 
@@ -32,11 +33,12 @@ def groups(dataset, pattern=r"^(.*?)_"):
         ("odir5k", ("N", "G"), 80),
         ("covid19-radiography", ("COVID", "Normal", "Viral Pneumonia"), 60),
         ("folders", ("benign", "malignant"), 64),
+        ("classes", ("benign", "malignant", "normal"), 60),
     ],
 )
 def test_each_layout_is_recognised(data, tmp_path, layout, class_names, count):
     """Every image is read once, with its own class: its colour tells."""
-    dataset = data.load(trees.LAYOUTS[layout](tmp_path / "folders"), 8)
+    dataset = data.load(trees.LAYOUTS[layout](tmp_path / layout), 8)
     assert dataset.name == layout
     assert dataset.class_names == class_names
     assert len(split_of(dataset)) == sum(len(getattr(dataset, name)) for name in SPLITS) == count
@@ -48,7 +50,7 @@ def test_each_layout_is_recognised(data, tmp_path, layout, class_names, count):
 
 
 def test_the_layouts_that_come_whole_are_split_70_15_15(data, tmp_path):
-    for layout in ("ham10000", "isic2019", "odir5k", "covid19-radiography"):
+    for layout in ("ham10000", "isic2019", "odir5k", "covid19-radiography", "classes"):
         dataset = data.load(trees.LAYOUTS[layout](tmp_path / layout), 8)
         sizes = np.array([len(getattr(dataset, name)) for name in SPLITS])
         np.testing.assert_array_equal(sizes, sizes.sum() * np.array([70, 15, 15]) // 100)
@@ -108,6 +110,29 @@ def test_of_copies_in_several_folders_the_first_is_read(data, tmp_path):
     assert len(split_of(dataset)) == 120
     images, labels = whole(getattr(dataset, split_of(dataset)["nv0_0"]))
     np.testing.assert_allclose(images[labels == 2].astype(int), 40, atol=1)
+
+
+def test_masks_and_images_outside_class_folders_are_left_out_and_noted(data, tmp_path):
+    """As in BUSI, which has one or several outlines of a lesion beside its image."""
+    trees.classes(tmp_path)
+    for name in ("benign/0_mask", "benign/0_mask_1", "benign/unmasked_mask", "overview"):
+        trees.image(tmp_path / f"{name}.png", 9)
+    dataset = data.load(tmp_path, 8)
+    found = split_of(dataset)
+    assert len(found) == 61 and "benign/unmasked_mask" in found
+    assert "Left out: 2 masks, named _mask beside their images." in dataset.notes
+    assert "Left out: 1 images in no class folder, such as overview.png." in dataset.notes
+
+
+def test_class_folders_alone_train_without_further_flags(tmp_path):
+    load("tensorboard")
+    trainer = load("examples.train_torch")
+    folder, out = trees.classes(tmp_path / "mine"), tmp_path / "run"
+    flags = ["--data", str(folder), "--image-size", "16", "--batch-size", "8", "--epochs", "1"]
+    assert trainer.main([*flags, "--out", str(out)]) == 0
+    found = json.loads((out / "result.json").read_text())["data"]
+    assert found["class_names"] == ["benign", "malignant", "normal"]
+    assert found["class_counts"] == [14, 14, 14]
 
 
 def test_tables_may_start_with_a_byte_order_mark(data, tmp_path):
@@ -203,6 +228,20 @@ def with_class(root, split, name):
     return root
 
 
+def renamed(root, name):
+    """Class folders alone, one of which has another name."""
+    (trees.classes(root) / "normal").rename(root / name)
+    return root
+
+
+def alone(root):
+    """A single class folder."""
+    trees.classes(root)
+    shutil.rmtree(root / "malignant")
+    shutil.rmtree(root / "normal")
+    return root
+
+
 def changed(root, layout, file, **cells):
     """A dataset whose table's second row has other cells; None leaves its columns out."""
     trees.LAYOUTS[layout](root)
@@ -261,6 +300,20 @@ BAD = [
         lambda r: trees.folders(r, ["train"]),
         ValueError,
         "train with val, test or both, got 'train'",
+    ),
+    *(
+        (
+            lambda r, name=name: renamed(r, name),
+            ValueError,
+            f"splits of class folders must be train with val, test or both, got '{name}' in ",
+        )
+        for name in ("val", "Training Images", "valid", "TEST_1")
+    ),
+    (alone, ValueError, "must have a folder for each class, got benign alone"),
+    (
+        lambda r: (trees.classes(r) / "empty").mkdir() or r,
+        FileNotFoundError,
+        "class 'empty' must have at least one image, got none in .*/empty; remove the folder",
     ),
     (lambda r: trees.ham10000(r, ["train", ""]), ValueError, "test or both, got '', 'train'"),
     (

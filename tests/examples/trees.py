@@ -98,7 +98,8 @@ def odir5k(root: Path) -> Path:
                 "",
                 name,
             )
-            rows.append(dict(zip(ODIR_COLUMNS, values, strict=True)))
+            of_patient = {"N": int(patient % 4 > 0), "G": int(patient % 2 == 0)}
+            rows.append(dict(zip(ODIR_COLUMNS, values, strict=True)) | of_patient)
     write(root / "full_df.csv", rows)
     return root
 
@@ -126,12 +127,64 @@ def folders(root: Path, splits: Sequence[str] = ("train", "val", "test")) -> Pat
     return root
 
 
+def classes(root: Path) -> Path:
+    """Class folders alone, with images at any depth and files that are none of them."""
+    for label, name in enumerate(("benign", "malignant", "normal")):
+        for i in range(20):
+            image(root / name / ("deeper" if i % 2 else "") / f"{i}.png", label)
+        (root / name / "Thumbs.db").write_text("no image")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def table(root: Path, splits: Sequence[str] = (), grouped: bool = True) -> Path:
+    """A table of three classes below its images; with `splits`, one for each group in turn."""
+    rows = []
+    for i, (name, patient, label) in enumerate(pairs(("2", "10", "x"))):
+        path = f"images/{patient}/{name}.png"
+        image(root / path, label)
+        row = {"path": path, "label": ("2", "10", "x")[label]}
+        row |= {"group": patient} if grouped else {}
+        rows.append(row | ({"split": splits[i // 2 % len(splits)]} if splits else {}))
+    write(root / "labels.csv", rows)
+    return root / "labels.csv"
+
+
+FINDINGS = ("Mass", "Nodule", "Fluid")
+
+
+def findings(root: Path, splits: Sequence[str] = (), images: int = 120) -> Path:
+    """A table of three findings, a column each, and one of their names joined by `|`.
+
+    A finding makes its colour brighter. Of each fifth image nobody knows the last one. Two images
+    are a group.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(images):
+        has = [bool(x) for x in rng.random(3) < (0.5, 0.3, 0.2)]
+        pixels = np.clip(rng.normal(90, 30, (16, 16, 3)) + 60 * np.array(has), 0, 255)
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"images/{i:03d}.png")
+        row: dict[str, object] = {"path": f"images/{i:03d}.png", "group": i // 2}
+        row |= {name: str(int(x)) for name, x in zip(FINDINGS, has, strict=True)}
+        row |= {"all": "|".join(n for n, x in zip(FINDINGS, has, strict=True) if x)}
+        if i % 5 == 0:
+            row["Fluid"] = "-1" if i % 2 else ""
+        rows.append(row | ({"split": splits[i // 2 % len(splits)]} if splits else {}))
+    write(root / "findings.csv", rows)
+    return root / "findings.csv"
+
+
 LAYOUTS = {
     "ham10000": ham10000,
     "isic2019": isic2019,
     "odir5k": odir5k,
     "covid19-radiography": covid19_radiography,
     "folders": folders,
+    "classes": classes,
 }
 
 
