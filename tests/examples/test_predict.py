@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from scipy.special import softmax
 from lmf_multi import adjust_logits
 from tests.examples import trees
 from tests.frameworks import KERAS_BACKEND, load
+from tests.pages import page
 
 ROOT = Path(__file__).parents[2]
 NEEDS = {
@@ -283,7 +286,7 @@ def test_onnx_has_the_logits_of_the_run(run, pixels, tmp_path):
 @pytest.mark.parametrize("run", [f"flax-{head}" for head in RTOL], indirect=True)
 def test_stablehlo_has_the_logits_of_the_run(run, pixels, tmp_path):
     file, about = exported(run, "stablehlo", tmp_path)
-    program = load("jax.export").deserialize(bytearray(file.read_bytes()))
+    program = load("jax.export").deserialize(file.read_bytes())
     assert set(program.platforms) >= {"cpu", "cuda", "tpu"}
     assert_export(run, about, program.call, pixels)
 
@@ -526,3 +529,42 @@ def backend_for(asked, wishes, monkeypatch):
         "KERAS_BACKEND", asked
     )
     return load("examples.trained.frameworks").choose_backend(run, *wishes)
+
+
+# --- the page
+
+
+PAGE = page("docs/after-training.md")
+
+
+def test_the_page_walks_from_a_training_to_an_export(tmp_path):
+    """Its commands and code run as they stand, one after the other."""
+    for package in (*SHARED, "torch", "pytorch_grad_cam", "onnxscript", "onnxruntime"):
+        load(package)
+    walk = PAGE.split("\n## A walk")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```(console|py)\n(.*?)^```$", walk, flags=re.M | re.S)
+    assert [language for language, _ in blocks] == ["console", "py", "console", "console", "py"]
+    for language, block in blocks:
+        arguments = ["-c", block] if language == "py" else shlex.split(block)[1:]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "runs" / "predictions.csv")
+    assert len(rows) == len(list((tmp_path / "runs" / "maps").iterdir())) == 20
+    assert rows[3]["file"] == "runs/new/03-shows-3.png"
+    assert done.stdout == f"{[rows[3]['predicted']]}\n"  # the exported network's
+    right = [re.search(r"shows-(\d)", row["file"])[1] == row["predicted"] for row in rows]
+    assert np.mean(right) > 0.5
+
+
+def test_flags_of_the_page_exist(capsys):
+    with pytest.raises(SystemExit):
+        load("examples.predict").main(["-h"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    walk, rest = PAGE.split("\n## Predictions\n")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)) - {"--bf16"}  # the trainers'
+    assert named == known - {"--help"}
+    assert load("examples.trained.frameworks").FORMATS == tuple(
+        sorted(re.findall(r"^\| `(\w+)`[^|]*\| (?:PyTorch|Keras|Flax)", rest, flags=re.M))
+    )
