@@ -31,7 +31,7 @@ def module_of(run: Finished, explain: bool, export: str | None) -> ModuleType:
     if framework == "keras":
         backend = choose_backend(run, explain, export)
         extra = "keras" if backend == "tensorflow" else f"keras,{backend}"
-        needs.append((backend, f"a keras run on {backend}", extra))
+        needs.insert(0, (backend, f"a keras run on {backend}", extra))  # which Keras imports
     if explain:
         needs += [(name, "--explain", "torch") for name in ("torch", "pytorch_grad_cam")]
     if export == "onnx":

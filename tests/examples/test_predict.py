@@ -478,7 +478,7 @@ def test_an_absent_package_is_one_sentence(
     if flags:
         load(package)  # or PyTorch's own absence were told
     arguments = [copy, test_images / "test-0.png", "--out", tmp_path / "out.csv", *flags.split()]
-    env = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    env = os.environ | {"KERAS_BACKEND": "tensorflow" if package == "tensorflow" else "torch"}
     done = process("-c", WITHOUT, package, *arguments, env=env)
     assert done.returncode == 1 and not (tmp_path / "out.csv").exists()
     extra = "[torch,export,examples]" if "onnx" in flags else f"[{EXTRA[framework]},examples]"
