@@ -19,9 +19,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
@@ -31,8 +30,6 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples import html_report
 from examples.compare import names
@@ -44,6 +41,7 @@ from examples.training import config
 from examples.training.flags import at_least
 from examples.training.heads import HEADS, Arrays, Recipe, Trained, orders, stack, train
 from examples.training.run import STOPPED, load_data, one_sentence
+from examples.training.screen import bar
 from examples.training.search import draw
 from examples.training.settings import LOSSES, Settings, parse
 
@@ -208,17 +206,6 @@ def tell(found: Features, rows: Sequence[Row], seeds: int) -> None:
         f"{len(rows) * settings * seeds} {rows[0].head} heads: {len(rows)} losses, "
         f"{settings} settings of each, {seeds} seeds"
     )
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in a terminal, moved by the numbers of what is done and what there is."""
-    console = Console()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 # --- training

@@ -59,11 +59,7 @@ def picture(study: Study, trainings: Sequence[Training]) -> Picture:
     for row, (training, found) in enumerate(zip(trainings, predictions, strict=True), 1):
         axes = all_axes[row * columns : (row + 1) * columns]
         maps = grad_cam(load(study, training, images.shape[1]), images, found[rows])
-        lit = images * (0.2 + 0.8 * maps[..., None])
-        show(axes, lit.astype(np.uint8), [names[c] for c in found[rows]])
-        for ax, heat in zip(axes, maps, strict=True):
-            ax.contour(heat, [0.5], colors="black", linewidths=2)
-            ax.contour(heat, [0.5], colors="white", linewidths=0.8)
+        show_maps(axes, images, maps, [names[c] for c in found[rows]])
         axes[0].text(-0.1, 0.5, in_lines(training.loss), transform=axes[0].transAxes, **beside)
     kind = trainings[0].kind
     return Picture(
@@ -99,3 +95,14 @@ def show(all_axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str]) ->
         axes.imshow(image, interpolation="none")  # a page gets the pixels, not what a screen would
         axes.set_title(title, fontsize="x-small")
         axes.set_axis_off()
+
+
+def show_maps(
+    all_axes: Sequence[Axes], images: np.ndarray, maps: np.ndarray, titles: Sequence[str]
+) -> None:
+    """Images, bright where the maps (N, S, S) are high, with a line at half of their height."""
+    lit = images * (0.2 + 0.8 * maps[..., None])
+    show(all_axes, lit.astype(np.uint8), titles)
+    for axes, heat in zip(all_axes, maps, strict=True):
+        axes.contour(heat, [0.5], colors="black", linewidths=2)
+        axes.contour(heat, [0.5], colors="white", linewidths=0.8)

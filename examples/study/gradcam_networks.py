@@ -46,16 +46,29 @@ def load(study: Study, training: Training, image_size: int) -> Network:
     folder = checkpoints.of_epoch(result["best_validation"]["epoch"])
     if not folder.exists():
         raise FileNotFoundError(f"the checkpoint {folder} is not there")
-    if training.framework == "keras":
+    return from_checkpoint(
+        folder,
+        framework=training.framework,
+        arch=training.arch,
+        head=training.settings().head,
+        num_classes=len(result["data"]["class_names"]),
+        image_size=image_size,
+    )
+
+
+def from_checkpoint(
+    folder: Path, *, framework: str, arch: str, head: str, num_classes: int, image_size: int
+) -> Network:
+    """The network of a checkpoint's folder."""
+    if framework == "keras":
         return keras_network(folder / "model.keras")
-    build = {"arch": training.arch, "num_classes": len(result["data"]["class_names"])}
-    build["head"] = training.settings().head
-    if training.framework == "torch":
+    build = {"arch": arch, "num_classes": num_classes, "head": head}
+    if framework == "torch":
         model = models_torch.build(**build, weights=folder / "checkpoint.pt")
     else:
         model = models_torch.build(**build)
         load_flax(model, folder / "state")
-    return torch_network(model, training.arch, image_size)
+    return torch_network(model, arch, image_size)
 
 
 def torch_network(model: nn.Module, arch: str, image_size: int) -> Network:
@@ -84,17 +97,11 @@ def deepest(model: nn.Module, names: Sequence[str], example: Tensor) -> nn.Modul
 def load_flax(model: nn.Module, folder: Path) -> None:
     """Give a network of `models.torch` what Orbax has written of the Flax network of that name."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # reading a file needs no accelerator
-    import jax
-    import orbax.checkpoint as ocp
-
     from examples.models import flax as models_flax
+    from examples.trained.flax import variables
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder.absolute())["model"]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # an nnx.Variable is written as a dict of its value
-    variables = ((tuple(key.key for key in path[:-1]), array) for path, array in leaves)
-    weights = {k: torch.tensor(v) for k, v in models_flax.as_torchvision(variables).items()}
+    saved = models_flax.as_torchvision(variables(folder).items())
+    weights = {name: torch.tensor(array) for name, array in saved.items()}
     # which Flax does not count
     tracked = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
     model.load_state_dict(tracked | weights)
