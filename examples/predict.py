@@ -13,12 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from examples.trained import decision, finished, frameworks, outputs
-from examples.trained.decision import Decision
+from examples.trained.decision import Rule
 from examples.trained.finished import Finished
 from examples.trained.images import NewImages, listed, read
 from examples.training.quiet import stderr_kept_back
@@ -123,23 +124,23 @@ def predict(network: Network, new: NewImages) -> np.ndarray:
     return np.concatenate(found)[:number]
 
 
-def write_answers(file: Path, new: NewImages, logits: np.ndarray, rule: Decision) -> None:
+def write_answers(file: Path, new: NewImages, logits: np.ndarray, rule: Rule) -> None:
     """The table, and what it says in short."""
     answers = rule.answers(logits)
-    outputs.write_table(file, new.paths, answers, rule.probabilities(logits), rule.columns())
-    counts = Counter(answers)
+    words = list(map("|".join, answers))
+    outputs.write_table(file, new.paths, words, rule.probabilities(logits), rule.columns())
+    counts = Counter(chain.from_iterable(answers))
     told = ", ".join(f"{name} {counts[name]}" for name in rule.class_names if counts[name])
     print(f"{len(answers)} images ({told}) in {file}")
     print(rule.sentence())
 
 
-def explain(
-    folder: Path, run: Finished, new: NewImages, logits: np.ndarray, rule: Decision
-) -> None:
+def explain(folder: Path, run: Finished, new: NewImages, logits: np.ndarray, rule: Rule) -> None:
     """A picture an image, numbered as the rows of the table."""
     from examples.trained import maps  # which imports PyTorch
 
-    classes, titles, number = rule.classes(logits), rule.answers(logits), len(new.paths)
+    classes, number = rule.classes(logits), len(new.paths)
+    titles = [rule.class_names[c] for c in classes]
     names = [f"{i:0{len(str(number))}}-{path.stem}" for i, path in enumerate(new.paths, 1)]
     with one_sentence(), stderr_kept_back():
         network = maps.network(run)
@@ -154,7 +155,7 @@ def explain(
     print(f"{number} pictures in {folder}: Grad-CAM of the predicted class, by pytorch-grad-cam")
 
 
-def export(file: Path, write: Callable[[Path], None], run: Finished, rule: Decision) -> None:
+def export(file: Path, write: Callable[[Path], None], run: Finished, rule: Rule) -> None:
     """The network's file or folder, and beside it what goes in, what comes out, and the rule."""
     about = {
         "input": INPUT.format(run.image_size),

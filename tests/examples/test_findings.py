@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -376,6 +377,35 @@ def flags(folder, *more):
     file = trees.findings(folder)
     words = f"--data {file} --findings {','.join(FINDINGS)} --image-size 16 --batch-size 16"
     return [*words.split(), "--epochs", "3", "--learning-rate", "3e-3", *more]
+
+
+RECIPE = "--optimizer adamw --schedule cosine --warmup 1 --ema 0.5 --clip-norm 1 --augment flip"
+
+
+def test_findings_of_new_images_are_those_of_the_run(trainer, tmp_path):  # noqa: F811
+    """With much of what a training may have besides; the same again from the file it leaves."""
+    out = tmp_path / "run"
+    done = run(trainer, *flags(tmp_path, *RECIPE.split(), "--label-smoothing", "0.1"), "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "result.json").read_text())
+    with np.load(out / "predictions.npz") as kept:
+        ids, logits = kept["ids"], kept["logits"]
+    reaches = logits >= np.array([*found["thresholds"].values()])
+    images, table = [tmp_path / i for i in ids], tmp_path / "new.csv"
+    command = [sys.executable, "-m", "examples.predict", out, *images, "--out", table]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "whose logits reach their thresholds" in done.stdout
+    rows = trees.read(table)
+    expected = ["|".join(np.array(FINDINGS)[row]) for row in reaches]
+    assert [row["predicted"] for row in rows] == expected and len({*expected}) > 1
+    p = [[float(row[f"sigmoid {name}"]) for name in FINDINGS] for row in rows]
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-logits.astype(np.float64))), atol=1e-6)
+
+    again = tmp_path / "again"
+    done = run(trainer, "--config", out / "config.toml", "--out", again)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(again, out)
 
 
 def test_every_trainer_learns_findings_and_goes_on_bit_for_bit(trainer, tmp_path):  # noqa: F811
