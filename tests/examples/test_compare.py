@@ -20,7 +20,7 @@ for package in ("PIL", "sklearn", "rich", "matplotlib", "tensorboard"):
     load(package)
 
 from examples import compare  # noqa: E402
-from examples.study import planning, processes  # noqa: E402
+from examples.study import execution, planning, processes  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +51,13 @@ result["threads"] = os.environ["OMP_NUM_THREADS"]
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     """A folder for a study whose trainers are the one above, in processes of their own."""
-    for name in processes.environment(1, 1):
+    for name in processes.environment(1, shared=True):
         if name.endswith("_THREADS"):
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(
         processes,
         "command",
-        lambda training, threads: [sys.executable, "-c", TRAINER, *training.arguments],
+        lambda training, threads: ["-c", TRAINER, *training.arguments],
     )
 
     def tell(planned):  # of results that have no scores
@@ -127,8 +127,23 @@ def test_options_replace_flags_and_those_that_change_nothing_are_not_trained_aga
         ("--frameworks jax", "each framework must be one of torch, flax, keras, got 'jax'"),
         ("--seeds 0", "argument --seeds: must be at least 1, got 0"),
         ("--sweep alpha", "argument --sweep: must be like alpha=0.5,1,1.5, got 'alpha'"),
-        ("--shard 0/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '0/4'"),
-        ("--shard 5/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '5/4'"),
+        (
+            "--jobs 2 --cpus-per-training 4",
+            "error: --cpus-per-training belongs to --engine ray, got --engine local; "
+            "leave one of them out",
+        ),
+        (
+            "--engine ray --jobs 2",
+            "error: --jobs belongs to --engine local, got --engine ray; leave one of them out",
+        ),
+        (
+            "--engine ray --gpus-per-training 1.5",
+            "argument --gpus-per-training: must be at most 1 or a whole number, got 1.5",
+        ),
+        (
+            "--cpus-per-training 0",
+            "argument --cpus-per-training: must be positive and finite, got 0.0",
+        ),
         ("--epochs none", "argument --epochs: invalid whole number value: 'none'"),
         ("--batchsize 3", "unrecognized arguments: --batchsize 3"),
         ("--losses ce:scale=3", "--scale belongs to ldam, lmf, got --loss ce"),
@@ -158,7 +173,7 @@ def test_a_study_that_cannot_be_is_one_sentence(out, flags, sentence, capsys):
 
 
 def test_doctests():
-    for module in (compare, planning):
+    for module in (compare, planning, processes):
         assert doctest.testmod(module).failed == 0
 
 
@@ -187,7 +202,7 @@ def test_each_training_has_its_share_of_the_cores(out, jobs, share, monkeypatch)
     found = json.loads((out / "runs/digits-small-torch-ce-0/result.json").read_text())
     assert found["threads"] == str(share)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's word
-    assert processes.environment(share, jobs)["OMP_NUM_THREADS"] == "5"
+    assert processes.environment(share, jobs > 1)["OMP_NUM_THREADS"] == "5"
 
 
 def test_what_is_done_is_not_run_again_unless_more_epochs_are_asked_for(out, capsys):
@@ -211,18 +226,6 @@ def test_a_study_goes_on_with_the_settings_that_it_began_with(out):
         "error: --resume needs the learning_rate that the run began with, 0.0001, got 0.5; "
         "choose another --out to begin anew"
     )
-
-
-def test_shards_share_the_trainings_and_the_plan(out, capsys):
-    for i in (1, 2, 3):
-        before = results(out)
-        assert run(out, f"--losses ce,lmf --seeds 4 --shard {i}/3") == 0
-        assert len(results(out) - before) == {1: 3, 2: 3, 3: 2}[i]
-        assert len(planning.read(out).trainings) == 8
-    assert len(planning.read(out).commands) == 1
-    assert not (out / "report.html").exists()  # another shard may still run
-    told = capsys.readouterr().out
-    assert f"python -m examples.html_report {out} writes the report when all are done." in told
 
 
 def wait_for(path, text):
@@ -285,9 +288,9 @@ def test_the_table_counts_and_estimates(out):
     planned = planning.remember(out, "", trainings)
     for training in trainings[::2]:
         (planned.out(training) / "seconds.json").write_text("90")
-    show = compare.Show(planned, trainings, 1)
+    show = compare.Show(planned, trainings, processes.LocalEngine(1))
     states = show.execution.states
-    states[trainings[3]] = processes.FAILED
+    states[trainings[3]] = execution.FAILED
     np.testing.assert_allclose(show.execution.seconds_left(), 90)
     console = Console(width=100)
     with console.capture() as shown:
