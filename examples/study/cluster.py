@@ -8,22 +8,22 @@ trainer save and end.
 Source: Ray, Task Fault Tolerance, docs.ray.io/en/latest/ray-core/fault_tolerance/tasks.html.
 """
 
-import math
 import os
 import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from examples.study.execution import LOG, Ended
+from examples.study import processes
+from examples.study.node import Interrupted, Order, train
 from examples.study.planning import Study, Training
-from examples.study.processes import POLL, Command, command, environment, launch
+from examples.study.processes import Command
+from examples.study.trainer import LOG, POLL, Ended
 from examples.training.run import STOPPED
 
 RETRIES = 10  # of a training that was ended from outside
@@ -35,60 +35,8 @@ CONNECT = 5.0  # seconds
 PASSED_ON = ("CUBLAS_", "JAX_", "KERAS_", "LMF_MULTI_", "MKL_", "NPROC", "OMP_", "OPENBLAS_")
 PASSED_ON += ("PYTHONPATH", "TF_", "TORCH_", "XLA_")
 # How a process ends that a node took with it, or its administrator, or the kernel short of memory.
-FROM_OUTSIDE = {STOPPED, *(-n for n in (signal.SIGHUP, signal.SIGINT, signal.SIGKILL))}
-FROM_OUTSIDE |= {-signal.SIGTERM}
-
-
-class Interrupted(Exception):
-    """A trainer was ended, by nobody's wish; Ray tries it again."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A training as a node gets it."""
-
-    words: tuple[str, ...]
-    out: str
-    cwd: str
-    threads: int
-    gpus: float
-    passed_on: dict[str, str]
-    patience: float
-
-
-def train(order: Order) -> Ended:
-    """Start a trainer on this node and wait for its end, in a task of Ray.
-
-    Raises:
-        FileNotFoundError: the node does not see the folders.
-        Interrupted: the trainer was ended from outside.
-    """
-    for folder in (order.cwd, os.path.join(order.cwd, order.out)):
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(
-                f"{folder} must be on a file system that every node sees, and is not there on "
-                f"{socket.gethostname()}"
-            )
-    started = time.monotonic()
-    env = environment(order.threads, 0 < order.gpus < 1) | order.passed_on
-    if not order.gpus:  # Ray hides none from it then
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    # the process of a worker that has just died may hold the lock yet
-    while (popen := launch(order.words, Path(order.out), env, order.cwd)) is None:
-        if time.monotonic() - started > order.patience:
-            return Ended(None, 0.0)
-        time.sleep(POLL)
-    cancelled = False
-    while True:
-        try:
-            status = popen.wait(math.inf)  # with a timeout it looks again and again
-            break
-        except KeyboardInterrupt:
-            cancelled = True
-            popen.terminate()
-    if status in FROM_OUTSIDE and not cancelled:
-        raise Interrupted(f"the trainer was ended from outside, with status {status}")
-    return Ended(status, time.monotonic() - started)
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+FROM_OUTSIDE = frozenset((STOPPED, *(-number for number in SIGNALS)))
 
 
 @dataclass
@@ -133,7 +81,7 @@ class RayEngine:
         address: the head's ``host:port``; ``auto`` for the cluster that this machine is a node of.
         cpus: for each training.
         gpus: for each training, a part of one or several; None for one where there are any.
-        words: what Python is started with for a training, as ``command`` has it.
+        words: what Python is started with for a training, as ``processes.command`` has it.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -147,7 +95,7 @@ class RayEngine:
         self._nodes = alive()
         if gpus is None:
             gpus = float(any(has(node, "GPU") for node in self._nodes.values()))
-        self.cpus, self.gpus, self._words = cpus, gpus, words or command
+        self.cpus, self.gpus, self._words = cpus, gpus, words or processes.command
         self.threads = max(1, int(cpus))
         if not self.room():
             self.close()
@@ -155,12 +103,8 @@ class RayEngine:
                 f"a training must fit on one node, got --cpus-per-training {cpus:g} and "
                 f"--gpus-per-training {gpus:g}; the largest node has {self._most()}"
             )
-        self._train = ray.remote(train).options(
-            num_cpus=cpus,
-            num_gpus=gpus,
-            max_retries=RETRIES,
-            retry_exceptions=[Interrupted],
-        )
+        retries = {"max_retries": RETRIES, "retry_exceptions": [Interrupted]}
+        self._train = ray.remote(num_cpus=cpus, num_gpus=gpus, **retries)(train)
         self._tasks: list[Task] = []
         self._looked = time.monotonic()
         self._passed_on = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
@@ -178,6 +122,7 @@ class RayEngine:
             threads=self.threads,
             gpus=self.gpus,
             passed_on=self._passed_on,
+            from_outside=FROM_OUTSIDE,
             patience=PATIENCE,
         )
         task = Task(study, training, self._train.options(name=training.name).remote(order))

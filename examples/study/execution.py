@@ -11,12 +11,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from examples.study.planning import Study, Training
+from examples.study.trainer import LOG, Ended
 from examples.training.checkpoints import write_atomically
 
-LOG = "log.txt"
 LOG_LINES = 5  # of a failed training, that are shown
 WAITING, RUNNING, DONE, FAILED, STOPPED, ELSEWHERE = (
     "waiting",
@@ -26,17 +26,6 @@ WAITING, RUNNING, DONE, FAILED, STOPPED, ELSEWHERE = (
     "stopped",
     "running elsewhere",
 )
-
-
-class Ended(NamedTuple):
-    """What became of a training.
-
-    status: its process's exit status, None where another process trains it already.
-    seconds: that it ran.
-    """
-
-    status: int | None
-    seconds: float
 
 
 class Attempt(Protocol):

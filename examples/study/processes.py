@@ -1,25 +1,17 @@
-"""Trainings as processes of this machine: a few at once, each with its share of cores and GPUs.
+"""Trainings on this machine: a few at once, each with its share of the cores and of the GPUs."""
 
-Each holds a lock on its log: a training that goes on after its study was killed is not started
-again beside itself.
-"""
-
-import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 
-from examples.study.execution import LOG, Ended
 from examples.study.planning import Study, Training
+from examples.study.trainer import POLL, Ended, environment, launch
 from examples.training.machine import cores
 
-POLL = 0.1  # seconds
 Command = Callable[[Training, int], Sequence[str]]
 
 
@@ -84,26 +76,6 @@ class LocalEngine:
         """Nothing is held."""
 
 
-def launch(
-    words: Sequence[str], out: Path, env: Mapping[str, str], cwd: str | None = None
-) -> subprocess.Popen[bytes] | None:
-    """Start Python as a trainer that goes on in ``out``; None where another process does so."""
-    with (out / LOG).open("a") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        return subprocess.Popen(
-            [sys.executable, *words, "--out", str(out), "--resume"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,  # a terminal's Ctrl-C comes through the study, once
-        )
-
-
 def command(training: Training, threads: int) -> list[str]:
     """A trainer's; it decodes in as many threads as it computes in, unless told otherwise."""
     return [
@@ -111,17 +83,6 @@ def command(training: Training, threads: int) -> list[str]:
         *("--workers", str(threads)),
         *training.arguments,
     ]
-
-
-def environment(threads: int, shared: bool) -> dict[str, str]:
-    """That of a training with so many cores, and perhaps a part of a GPU; the user's own stays."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    names += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    names += ("NPROC",)  # XLA's on CPUs
-    share = dict.fromkeys(names, str(threads))
-    if shared:  # JAX and TensorFlow would each take the whole memory of a GPU
-        share |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    return share | {"PYTHONUNBUFFERED": "1"} | os.environ
 
 
 def gpus() -> list[str]:

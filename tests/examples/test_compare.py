@@ -20,7 +20,8 @@ for package in ("PIL", "sklearn", "rich", "matplotlib", "tensorboard"):
     load(package)
 
 from examples import compare  # noqa: E402
-from examples.study import execution, planning, processes  # noqa: E402
+from examples.study import execution, planning, processes, trainer  # noqa: E402
+from tests.examples.clusters import cluster  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +52,7 @@ result["threads"] = os.environ["OMP_NUM_THREADS"]
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     """A folder for a study whose trainers are the one above, in processes of their own."""
-    for name in processes.environment(1, shared=True):
+    for name in trainer.environment(1, shared=True):
         if name.endswith("_THREADS"):
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(
@@ -65,6 +66,24 @@ def out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare.html_report, "tell", tell)
     return tmp_path / "study"
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    with cluster(num_cpus=1) as started:
+        yield started
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request, monkeypatch):
+    """Flags of an engine that runs two trainings at once."""
+    if request.param == "local":
+        return "--jobs 2"
+    address = request.getfixturevalue("two_nodes").address
+    from examples.study import cluster as ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.5)
+    return f"--engine ray --address {address}"
 
 
 def run(out, flags):
@@ -180,8 +199,8 @@ def test_doctests():
 # --- processes
 
 
-def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, capsys):
-    assert run(out, "--losses focal,ce,lmf:scale=5 --seeds 2 --jobs 2") == 1
+def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, engine, capsys):
+    assert run(out, f"--losses focal,ce,lmf:scale=5 --seeds 2 {engine}") == 1
     assert results(out) == {
         f"digits-small-torch-{loss}-{seed}" for loss in ("ce", "lmf_scale=5") for seed in (0, 1)
     }
@@ -202,7 +221,7 @@ def test_each_training_has_its_share_of_the_cores(out, jobs, share, monkeypatch)
     found = json.loads((out / "runs/digits-small-torch-ce-0/result.json").read_text())
     assert found["threads"] == str(share)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's word
-    assert processes.environment(share, jobs > 1)["OMP_NUM_THREADS"] == "5"
+    assert trainer.environment(share, jobs > 1)["OMP_NUM_THREADS"] == "5"
 
 
 def test_what_is_done_is_not_run_again_unless_more_epochs_are_asked_for(out, capsys):
@@ -236,29 +255,31 @@ def wait_for(path, text):
         time.sleep(0.05)
 
 
-def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, capsys):
-    log = out / "runs" / "digits-small-torch-ldam-0" / "log.txt"
+def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, engine, capsys):
+    logs = [out / "runs" / f"digits-small-torch-ldam-{seed}" / "log.txt" for seed in (0, 1)]
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
 
     def interrupt():
-        wait_for(log, "waiting")
+        for log in logs:
+            wait_for(log, "waiting")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert run(out, "--losses ldam,ce --seeds 1") == 130
+    assert run(out, f"--losses ldam,ce --seeds 2 {engine}") == 130
     thread.join()
-    assert log.read_text() == "waiting\nStopped and saved\n"
+    for log in logs:
+        assert log.read_text() == "waiting\nStopped and saved\n"
     told = capsys.readouterr().out
-    assert "stopped: digits-small-torch-ldam-0" in told
+    assert "stopped: digits-small-torch-ldam-0" in told and "ldam-1" in told
     assert told.endswith("Stopped; the same command goes on from there.\n")
-    assert results(out) == set() and not (out / "report.html").exists()
+    assert results(out) == {"digits-small-torch-ce-0"} and not (out / "report.html").exists()
     assert signal.getsignal(signal.SIGINT) is before
-    assert run(out, "--losses ldam,ce --seeds 1") == 0
-    assert len(results(out)) == 2
+    assert run(out, f"--losses ldam,ce --seeds 2 {engine}") == 0
+    assert len(results(out)) == 4
 
 
-def test_a_training_that_runs_elsewhere_is_left_alone(out, capsys):
+def test_a_training_that_runs_elsewhere_is_left_alone(out, engine, capsys):
     """As after kill -9 of the study, or on another machine."""
     folder = out / "runs" / "digits-small-torch-ldam-0"
     folder.mkdir(parents=True)
@@ -267,7 +288,7 @@ def test_a_training_that_runs_elsewhere_is_left_alone(out, capsys):
         other = subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"], stdout=log)
     try:
         wait_for(folder / "log.txt", "held")
-        assert run(out, "--losses ldam,ce --seeds 1") == 0
+        assert run(out, f"--losses ldam,ce --seeds 1 {engine}") == 0
     finally:
         other.kill()
         other.wait()
