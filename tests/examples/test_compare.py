@@ -224,6 +224,59 @@ def test_each_training_has_its_share_of_the_cores(out, jobs, share, monkeypatch)
     assert trainer.environment(share, jobs > 1)["OMP_NUM_THREADS"] == "5"
 
 
+# Notes its devices, and fails where another training has them at the same time.
+ON_DEVICES = """
+import json, os, sys, time
+from pathlib import Path
+
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+names = ("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH")
+result = {name: os.environ.get(name) for name in names}
+held = [out.parent / f"GPU {device}" for device in result[names[0]].split(",")]
+if "alone" in sys.argv:
+    for file in held:
+        file.touch(exist_ok=False)
+time.sleep(0.3)
+(out / "result.json").write_text(json.dumps(result | {"epochs": 3}))
+for file in held:
+    file.unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "devices"),
+    [
+        ("4,5,6,7", 2, {"4,5", "6,7"}),
+        ("GPU-a, GPU-b,GPU-c", 2, {"GPU-a", "GPU-b"}),
+        ("4,5", 3, {"4", "5"}),
+        ("4,-1,5", 2, {"4"}),
+        ("4,5", 1, {"4,5"}),
+        ("", 2, {""}),
+    ],
+)
+def test_each_job_has_gpus_of_its_own(out, monkeypatch, visible, jobs, devices):
+    words = ["-c", ON_DEVICES, *(["alone"] if jobs <= len(devices) else [])]
+    monkeypatch.setattr(processes, "command", lambda training, threads: words)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert run(out, f"--losses ce --seeds 5 --jobs {jobs}") == 0
+    found = [json.loads(file.read_text()) for file in out.glob("runs/*/result.json")]
+    assert {result["CUDA_VISIBLE_DEVICES"] for result in found} == devices
+    shared = "true" if jobs > len(devices) else None
+    assert {result["TF_FORCE_GPU_ALLOW_GROWTH"] for result in found} == {shared}
+
+
+def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert processes.gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0\necho 1\n")
+    tool.chmod(0o755)
+    assert processes.gpus() == ["0", "1"]
+    tool.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    assert processes.gpus() == []
+
+
 def test_what_is_done_is_not_run_again_unless_more_epochs_are_asked_for(out, capsys):
     assert run(out, "--losses ce --seeds 2") == 0
     files = [out / f"runs/digits-small-torch-ce-{seed}/result.json" for seed in (0, 1)]
