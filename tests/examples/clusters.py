@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from tests.frameworks import load
 
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}  # bytes
-PROMPT = {  # to notice within seconds that a node is gone
+PROMPT = {  # to notice within seconds that a node is gone, and to train beside other work
+    "worker_niceness": 0,
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
