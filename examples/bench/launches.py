@@ -3,7 +3,7 @@
     ray start --head --num-cpus 2 && python -m examples.bench.launches --jobs 2
 
 A trainer that only writes its result stands for each training, so that all the time is the engine's
-and the start of Python. The engines take turns; of three rounds the median counts.
+and the start of Python. The engines take turns; the median of --rounds counts.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from examples.study.processes import LocalEngine
 from examples.training.machine import cores, cpu
 from examples.training.settings import at_least
 
-ROUNDS = 3
 TRAINER = """
 import sys
 with open(sys.argv[sys.argv.index("--out") + 1] + "/result.json", "w") as file:
@@ -38,13 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m examples.bench.launches", description=__doc__)
     parser.add_argument("--trainings", type=at_least(1), default=1000, metavar="N")
     parser.add_argument("--jobs", type=at_least(1), default=cores(), metavar="N", help="at once")
+    parser.add_argument("--rounds", type=at_least(1), default=3, metavar="N")
     args = parser.parse_args(argv)
     engines: dict[str, Callable[[], Engine]] = {
         "local": partial(LocalEngine, args.jobs, words),
         "ray": partial(RayEngine, "auto", 1, 0, words),
     }
     rates: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(ROUNDS):
+    for _ in range(args.rounds):
         for name, engine in engines.items():
             rates[name].append(rate(engine, args.trainings))
     print(f"{cpu()}; {args.trainings} trainings, {args.jobs} at once, Ray {ray.__version__}")
