@@ -191,6 +191,17 @@ def test_a_study_that_cannot_be_is_one_sentence(out, flags, sentence, capsys):
     assert not out.exists()
 
 
+def test_without_ray_the_extra_that_brings_it_is_named(out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--engine", "ray", "--out", str(out)])
+    assert str(stopped.value) == (
+        "error: --engine ray needs ray, which is not installed; run: pip install "
+        "'lmf-multi[cluster]'"
+    )
+    assert not out.exists()
+
+
 def test_doctests():
     for module in (compare, planning, processes):
         assert doctest.testmod(module).failed == 0
