@@ -311,6 +311,54 @@ def test_a_study_goes_on_with_the_settings_that_it_began_with(out):
     )
 
 
+def test_a_folder_that_holds_something_else_is_one_sentence_and_left_alone(out):
+    out.write_text("thesis")
+    with pytest.raises(SystemExit) as stopped:
+        run(out, "--losses ce --seeds 1")
+    assert str(stopped.value) == (
+        f"error: --out must be a folder, got the file {out}; choose another"
+    )
+    assert out.read_text() == "thesis"
+    out.unlink()
+    out.mkdir()
+    (out / "study.json").write_text('{"commands": [')
+    with pytest.raises(SystemExit, match=r"study\.json must be JSON, as examples\.compare"):
+        run(out, "--losses ce --seeds 1")
+    assert (out / "study.json").read_text() == '{"commands": ['
+
+
+REMEMBER = """
+import sys
+from pathlib import Path
+from examples.study import planning
+
+flags = ["--epochs", "3"]
+trainings = planning.plan(["digits"], ["small"], ["torch"], sys.argv[2:3], 15, flags)
+print("ready", flush=True)
+sys.stdin.read(1)
+for training in trainings:
+    planning.remember(Path(sys.argv[1]), sys.argv[2], [training])
+"""
+
+
+def test_plans_that_are_made_at_once_do_not_lose_each_other(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", REMEMBER, tmp_path, loss], **pipes)
+        for loss in ("ce", "ldam", "lmf")
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    study = planning.read(tmp_path)
+    assert len(study.trainings) == 45 and set(study.commands) == {"ce", "ldam", "lmf"}
+
+
 def wait_for(path, text):
     """Until a file holds a text."""
     deadline = time.monotonic() + 30
