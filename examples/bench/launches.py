@@ -1,9 +1,11 @@
 """How many trainings a second an engine starts: on this machine, and on a Ray cluster on it.
 
-    ray start --head --num-cpus 2 && python -m examples.bench.launches --jobs 2
+    RAY_worker_niceness=0 ray start --head --num-cpus 2
+    python -m examples.bench.launches --jobs 2
 
 A trainer that only writes its result stands for each training, so that all the time is the engine's
-and the start of Python. The engines take turns; the median of --rounds counts.
+and the start of Python; without that niceness Ray's would yield to whatever else the machine does.
+The engines take turns; the median of --rounds counts.
 """
 
 import argparse
