@@ -19,7 +19,7 @@ TEST_ENV = {
     # what is missing fails its tests instead of skipping them
     "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas,PIL,tensorboard,"
     + "torchvision,orbax,matplotlib,pytorch_grad_cam,optuna,timm,nbclient,ipykernel,"
-    + "onnxscript,onnxruntime"
+    + "onnxscript,onnxruntime,ray"
     + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "",  # the many short processes share what one has compiled
@@ -58,7 +58,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the test suite, its Keras part on each of Keras' backends; `-- ARGS` for pytest."""
-    install(session, "[all,tpu]", "test")
+    install(session, "[all,tpu,cluster]", "test")
     pytest = ("pytest", "-n", "2", "--ignore=tests/interop")
     if session.posargs:
         session.run(*pytest, *session.posargs, env=TEST_ENV)

@@ -4,14 +4,16 @@
     python -m examples.compare --data HAM10000 --image-size 64 --archs small,resnet50 \
         --frameworks torch,flax,keras --sweep alpha=0.5,1,1.5,2 --jobs 2 --out runs/ham
 
+    python -m examples.compare --engine ray --gpus-per-training 0.5 --cpus-per-training 4
+
 Flags beyond those of -h go to every trainer. The same command goes on where a study was stopped.
-Several machines that share the folder split it with --shard 1/4 to --shard 4/4.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -19,13 +21,25 @@ from rich.live import Live
 from rich.table import Table
 
 from examples import html_report
+from examples.study.execution import (
+    DONE,
+    ELSEWHERE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Engine,
+    Execution,
+    running_for,
+)
 from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, remember
-from examples.study.processes import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING, Execution
+from examples.study.processes import LocalEngine
 from examples.training import config
-from examples.training.flags import at_least
+from examples.training.flags import at_least, not_negative, positive
 from examples.training.run import STOPPED as STOPPED_STATUS
 from examples.training.run import one_sentence
 from examples.training.settings import LOSSES, TORCH_ARCHS
+from lmf_multi._extras import require
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,31 +48,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.losses += [loss for sweep in args.sweep for loss in sweep]
     with one_sentence():
         trainings = plan(args.data, args.archs, args.frameworks, args.losses, args.seeds, flags)
-        study = remember(args.out, repeatable(args, flags), trainings)
-    shard, shards = args.shard
-    show = Show(study, trainings[shard - 1 :: shards], args.jobs)
-    show.run()
-    status = show.conclude()
-    if shards > 1:
-        print(f"python -m examples.html_report {args.out} writes the report when all are done.")
-    elif status != STOPPED_STATUS and study.results():
+        with closing(chosen_engine(args)) as engine:
+            study = remember(args.out, repeatable(args, flags), trainings)
+            show = Show(study, trainings, engine)
+            show.run()
+            status = show.conclude()
+    if status != STOPPED_STATUS and study.results():
         html_report.tell(study)
     return status
+
+
+def chosen_engine(args: argparse.Namespace) -> Engine:
+    """What runs the trainings.
+
+    Raises:
+        ValueError: a flag belongs to the other one.
+        ConnectionError, ModuleNotFoundError: there is no cluster, or no Ray.
+    """
+    own = {"local": ("jobs",), "ray": ("address", "cpus_per_training", "gpus_per_training")}
+    for engine, flags in own.items():
+        for flag in flags:
+            if engine != args.engine and getattr(args, flag) is not None:
+                raise ValueError(
+                    f"--{flag.replace('_', '-')} belongs to --engine {engine}, got --engine "
+                    f"{args.engine}; leave one of them out"
+                )
+    if args.engine == "local":
+        return LocalEngine(args.jobs or 1)
+    require("ray", "--engine ray", "'lmf-multi[cluster]'")
+    from examples.study.cluster import RayEngine
+
+    return RayEngine(args.address or "auto", args.cpus_per_training or 1, args.gpus_per_training)
 
 
 class Show:
     """What is done, running, failed and left: a live table in a terminal, plain lines elsewhere."""
 
-    def __init__(self, study: Study, trainings: Sequence[Training], jobs: int) -> None:
+    def __init__(self, study: Study, trainings: Sequence[Training], engine: Engine) -> None:
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
-        self.execution = Execution(study, trainings, jobs, self._changed)
+        self.execution = Execution(study, trainings, engine, self._changed, self.console.print)
 
     def run(self) -> None:
         """Show a study from here to its end."""
         counts = self.execution.count()
         self.console.print(
             f"Trainings: {counts.total()}, done already: {counts[DONE]}, "
-            f"at once: {self.execution.jobs}."
+            f"at once: {self.execution.engine.room()}."
         )
         if not self.console.is_terminal:
             self.execution.run()
@@ -69,7 +104,7 @@ class Show:
     def table(self) -> Table:
         """A row for each kind of training, and what runs."""
         execution = self.execution
-        running = (f"{p.training.name} ({duration(p.seconds)})" for p in execution.running)
+        running = (f"{a.training.name} ({duration(running_for(a))})" for a in execution.running)
         caption = "\n".join((self._left(), *running))
         table = Table(caption=caption, caption_justify="left")
         for heading in ("data", "architecture", "framework"):
@@ -156,16 +191,24 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         metavar="FLAG=V,V,…",
         help="LMF with each of these values as well",
     )
-    add("--jobs", type=at_least(1), default=1, metavar="N", help="trainings at once (1)")
-    add("--shard", type=shard, default=(1, 1), metavar="I/N", help="only every Nth, from the Ith")
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="(runs/study)")
+    add("--engine", choices=("local", "ray"), default="local", help="one machine, or many (local)")
+    add("--jobs", type=at_least(1), metavar="N", help="local: trainings at once (1)")
+    add("--address", metavar="HOST:PORT", help="ray: of the cluster's head (auto)")
+    add("--cpus-per-training", type=positive, metavar="X", help="ray: of a node's CPUs (1)")
+    add(
+        "--gpus-per-training",
+        type=part_or_number,
+        metavar="X",
+        help="ray: a part of one, or a number of them (1 where there are any)",
+    )
     args, flags = parser.parse_known_args(argv)
     config.refuse(parser, flags)
     return args, flags
 
 
 def repeatable(args: argparse.Namespace, flags: Sequence[str]) -> str:
-    """The command of the whole study, whichever part of it this process does."""
+    """The command of the study, whatever runs it."""
     words = ["python", "-m", "examples.compare", "--data", *args.data]
     for flag in ("losses", "archs", "frameworks"):
         words += [f"--{flag}", ",".join(getattr(args, flag))]
@@ -199,16 +242,16 @@ def sweep(text: str) -> list[str]:
     return [f"lmf:{flag}={value}" for value in values.split(",")]
 
 
-def shard(text: str) -> tuple[int, int]:
+def part_or_number(text: str) -> float:
     """An argparse type.
 
-    >>> shard("2/8")
-    (2, 8)
+    >>> part_or_number("0.5"), part_or_number("2")
+    (0.5, 2.0)
     """
-    first, _, step = text.partition("/")
-    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
-        raise argparse.ArgumentTypeError(f"must be like 2/8, from 1/8 to 8/8, got {text!r}")
-    return int(first), int(step)
+    value = not_negative(text)
+    if value > 1 and not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be at most 1 or a whole number, got {value}")
+    return value
 
 
 def duration(seconds: float) -> str:

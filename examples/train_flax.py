@@ -13,6 +13,7 @@ that other work shared (November 2026): test macro-F1 0.550 and 0.514 for seeds 
 Of several hosts each runs the same command, with --distributed, on files that all of them see.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -282,6 +283,8 @@ def annotated(
 
 def save(state: nnx.State, folder: Path) -> None:
     """Write a checkpoint, on one process: the state is whole on each."""
+    for name in ("absl", "asyncio"):  # in which Orbax's errors, which it raises, appear again
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     alone = ocp.options.MultiprocessingOptions(
         active_processes={jax.process_index()}, barrier_sync_key_prefix="save"
     )

@@ -10,12 +10,14 @@ A loss may carry options, each a trainer's flag: ``lmf:scale=5``, ``lmf:head=cos
 
 import argparse
 import csv
+import fcntl
 import io
 import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
@@ -213,21 +215,34 @@ def planned(
 
 
 def remember(folder: Path, command: str, trainings: Iterable[Training]) -> Study:
-    """Write the plan, added to what the folder holds already; several machines may do so at once.
+    """Write the plan, added to what the folder holds already; several studies may do so at once.
 
     Raises:
+        NotADirectoryError: the folder is a file.
         ValueError: a training of this name was planned with other settings.
     """
-    before = read(folder) if (folder / "study.json").exists() else Study(folder)
-    merged = {training.name: training for training in before.trainings}
-    for training in trainings:
-        if training.name in merged:
-            refuse_other_settings(merged[training.name].decides(), training.decides())
-        merged[training.name] = training
-    commands = tuple(dict.fromkeys([*before.commands, command]))
-    study = replace(before, commands=commands, trainings=tuple(merged.values()))
-    write(study)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, got the file {folder}; choose another")
+    with locked(folder):
+        before = read(folder) if (folder / "study.json").exists() else Study(folder)
+        merged = {training.name: training for training in before.trainings}
+        for training in trainings:
+            if training.name in merged:
+                refuse_other_settings(merged[training.name].decides(), training.decides())
+            merged[training.name] = training
+        commands = tuple(dict.fromkeys([*before.commands, command]))
+        study = replace(before, commands=commands, trainings=tuple(merged.values()))
+        write(study)
     return study
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """No other process adds to the plan meanwhile, or each could lose what the other adds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "study.lock").open("a") as file:  # for writing, or NFS would refuse the lock
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write(study: Study) -> None:
@@ -247,13 +262,19 @@ def read(folder: Path) -> Study:
 
     Raises:
         FileNotFoundError: it holds none.
+        ValueError: its plan is damaged.
     """
     file = folder / "study.json"
     if not file.exists():
         raise FileNotFoundError(
             f"{folder} must hold the study.json of examples.compare, which is not there"
         )
-    content = json.loads(file.read_text())
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must be JSON, as examples.compare wrote it: {error}; choose another folder"
+        ) from error
     trainings = (
         Training(**(entry | {"arguments": tuple(shlex.split(entry["arguments"]))}))
         for entry in content["trainings"]

@@ -16,6 +16,11 @@ from typing import Any
 
 DIGESTS, STATE = "sha256.json", "state.json"
 KEPT = 2  # the newest, and one to fall back to
+PROBE = 2**20  # bytes
+
+
+class NotSaved(OSError):
+    """A checkpoint could not be written; those before are whole."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,26 @@ class Checkpoints:
         Args:
             state: JSON; ``epoch`` (epochs done), ``step`` (of the next one) and ``best_epoch``.
             write: puts the framework's files into the folder that it is given.
+
+        Raises:
+            NotSaved: the disk is full, or ``write`` fails otherwise.
         """
         final = self.folder / name(state["epoch"], state["step"])
         unfinished = final.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        (unfinished / STATE).write_text(json.dumps(state))
-        (unfinished / DIGESTS).write_text(json.dumps(digests(unfinished)))
-        for file in files(unfinished):
-            sync(unfinished / file)
+        try:
+            unfinished.mkdir(parents=True)
+            write(unfinished)
+            (unfinished / STATE).write_text(json.dumps(state))
+            (unfinished / DIGESTS).write_text(json.dumps(digests(unfinished)))
+            for file in files(unfinished):
+                sync(unfinished / file)
+        except Exception as error:
+            reason = refusal(unfinished) or error
+            shutil.rmtree(unfinished, ignore_errors=True)  # the room it took may be the last
+            raise NotSaved(
+                f"checkpoint {final} could not be written, what was there before is whole: {reason}"
+            ) from error
         shutil.rmtree(final, ignore_errors=True)  # a damaged one of this name
         unfinished.rename(final)
         sync(self.folder)
@@ -126,6 +141,15 @@ def damage(folder: Path) -> str | None:
 def read_state(folder: Path) -> dict[str, Any]:
     """What ``save`` was given."""
     return json.loads((folder / STATE).read_text())
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Why a file system takes no more, in its own words: frameworks turn them into others."""
+    try:
+        write_atomically(folder / "probe", bytes(PROBE))
+    except OSError as error:
+        return error
+    return None
 
 
 def sync(path: Path) -> None:

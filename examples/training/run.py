@@ -213,10 +213,17 @@ class Run:
             self._display.say(line)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._display.__exit__(*error)
+        try:
+            self._display.__exit__(kind, error, trace)
+        except OSError as closing:  # what it could not write before either
+            error = error or closing
+        if isinstance(error, OSError):  # a full disk, above all
+            raise SystemExit(
+                f"error: {error}; --resume goes on from the last checkpoint"
+            ) from error
 
     # --- an epoch
 

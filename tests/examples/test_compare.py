@@ -20,7 +20,8 @@ for package in ("PIL", "sklearn", "rich", "matplotlib", "tensorboard"):
     load(package)
 
 from examples import compare  # noqa: E402
-from examples.study import planning, processes  # noqa: E402
+from examples.study import execution, planning, processes, trainer  # noqa: E402
+from tests.examples.clusters import cluster  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +52,13 @@ result["threads"] = os.environ["OMP_NUM_THREADS"]
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     """A folder for a study whose trainers are the one above, in processes of their own."""
-    for name in processes.environment(1, 1):
+    for name in trainer.environment(1, shared=True):
         if name.endswith("_THREADS"):
             monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(
         processes,
         "command",
-        lambda training, threads: [sys.executable, "-c", TRAINER, *training.arguments],
+        lambda training, threads: ["-c", TRAINER, *training.arguments],
     )
 
     def tell(planned):  # of results that have no scores
@@ -65,6 +66,24 @@ def out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compare.html_report, "tell", tell)
     return tmp_path / "study"
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    with cluster(num_cpus=1) as started:
+        yield started
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request, monkeypatch):
+    """Flags of an engine that runs two trainings at once."""
+    if request.param == "local":
+        return "--jobs 2"
+    address = request.getfixturevalue("two_nodes").address
+    from examples.study import cluster as ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.5)
+    return f"--engine ray --address {address}"
 
 
 def run(out, flags):
@@ -127,8 +146,23 @@ def test_options_replace_flags_and_those_that_change_nothing_are_not_trained_aga
         ("--frameworks jax", "each framework must be one of torch, flax, keras, got 'jax'"),
         ("--seeds 0", "argument --seeds: must be at least 1, got 0"),
         ("--sweep alpha", "argument --sweep: must be like alpha=0.5,1,1.5, got 'alpha'"),
-        ("--shard 0/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '0/4'"),
-        ("--shard 5/4", "argument --shard: must be like 2/8, from 1/8 to 8/8, got '5/4'"),
+        (
+            "--jobs 2 --cpus-per-training 4",
+            "error: --cpus-per-training belongs to --engine ray, got --engine local; "
+            "leave one of them out",
+        ),
+        (
+            "--engine ray --jobs 2",
+            "error: --jobs belongs to --engine local, got --engine ray; leave one of them out",
+        ),
+        (
+            "--engine ray --gpus-per-training 1.5",
+            "argument --gpus-per-training: must be at most 1 or a whole number, got 1.5",
+        ),
+        (
+            "--cpus-per-training 0",
+            "argument --cpus-per-training: must be positive and finite, got 0.0",
+        ),
         ("--epochs none", "argument --epochs: invalid whole number value: 'none'"),
         ("--batchsize 3", "unrecognized arguments: --batchsize 3"),
         ("--losses ce:scale=3", "--scale belongs to ldam, lmf, got --loss ce"),
@@ -157,16 +191,27 @@ def test_a_study_that_cannot_be_is_one_sentence(out, flags, sentence, capsys):
     assert not out.exists()
 
 
+def test_without_ray_the_extra_that_brings_it_is_named(out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--engine", "ray", "--out", str(out)])
+    assert str(stopped.value) == (
+        "error: --engine ray needs ray, which is not installed; run: pip install "
+        "'lmf-multi[cluster]'"
+    )
+    assert not out.exists()
+
+
 def test_doctests():
-    for module in (compare, planning):
+    for module in (compare, planning, processes):
         assert doctest.testmod(module).failed == 0
 
 
 # --- processes
 
 
-def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, capsys):
-    assert run(out, "--losses focal,ce,lmf:scale=5 --seeds 2 --jobs 2") == 1
+def test_a_failed_training_is_reported_and_does_not_stop_the_rest(out, engine, capsys):
+    assert run(out, f"--losses focal,ce,lmf:scale=5 --seeds 2 {engine}") == 1
     assert results(out) == {
         f"digits-small-torch-{loss}-{seed}" for loss in ("ce", "lmf_scale=5") for seed in (0, 1)
     }
@@ -187,7 +232,60 @@ def test_each_training_has_its_share_of_the_cores(out, jobs, share, monkeypatch)
     found = json.loads((out / "runs/digits-small-torch-ce-0/result.json").read_text())
     assert found["threads"] == str(share)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's word
-    assert processes.environment(share, jobs)["OMP_NUM_THREADS"] == "5"
+    assert trainer.environment(share, jobs > 1)["OMP_NUM_THREADS"] == "5"
+
+
+# Notes its devices, and fails where another training has them at the same time.
+ON_DEVICES = """
+import json, os, sys, time
+from pathlib import Path
+
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+names = ("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH")
+result = {name: os.environ.get(name) for name in names}
+held = [out.parent / f"GPU {device}" for device in result[names[0]].split(",")]
+if "alone" in sys.argv:
+    for file in held:
+        file.touch(exist_ok=False)
+time.sleep(0.3)
+(out / "result.json").write_text(json.dumps(result | {"epochs": 3}))
+for file in held:
+    file.unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "jobs", "devices"),
+    [
+        ("4,5,6,7", 2, {"4,5", "6,7"}),
+        ("GPU-a, GPU-b,GPU-c", 2, {"GPU-a", "GPU-b"}),
+        ("4,5", 3, {"4", "5"}),
+        ("4,-1,5", 2, {"4"}),
+        ("4,5", 1, {"4,5"}),
+        ("", 2, {""}),
+    ],
+)
+def test_each_job_has_gpus_of_its_own(out, monkeypatch, visible, jobs, devices):
+    words = ["-c", ON_DEVICES, *(["alone"] if jobs <= len(devices) else [])]
+    monkeypatch.setattr(processes, "command", lambda training, threads: words)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert run(out, f"--losses ce --seeds 5 --jobs {jobs}") == 0
+    found = [json.loads(file.read_text()) for file in out.glob("runs/*/result.json")]
+    assert {result["CUDA_VISIBLE_DEVICES"] for result in found} == devices
+    shared = "true" if jobs > len(devices) else None
+    assert {result["TF_FORCE_GPU_ALLOW_GROWTH"] for result in found} == {shared}
+
+
+def test_gpus_are_those_that_the_driver_lists(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert processes.gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 0\necho 1\n")
+    tool.chmod(0o755)
+    assert processes.gpus() == ["0", "1"]
+    tool.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    assert processes.gpus() == []
 
 
 def test_what_is_done_is_not_run_again_unless_more_epochs_are_asked_for(out, capsys):
@@ -213,16 +311,52 @@ def test_a_study_goes_on_with_the_settings_that_it_began_with(out):
     )
 
 
-def test_shards_share_the_trainings_and_the_plan(out, capsys):
-    for i in (1, 2, 3):
-        before = results(out)
-        assert run(out, f"--losses ce,lmf --seeds 4 --shard {i}/3") == 0
-        assert len(results(out) - before) == {1: 3, 2: 3, 3: 2}[i]
-        assert len(planning.read(out).trainings) == 8
-    assert len(planning.read(out).commands) == 1
-    assert not (out / "report.html").exists()  # another shard may still run
-    told = capsys.readouterr().out
-    assert f"python -m examples.html_report {out} writes the report when all are done." in told
+def test_a_folder_that_holds_something_else_is_one_sentence_and_left_alone(out):
+    out.write_text("thesis")
+    with pytest.raises(SystemExit) as stopped:
+        run(out, "--losses ce --seeds 1")
+    assert str(stopped.value) == (
+        f"error: --out must be a folder, got the file {out}; choose another"
+    )
+    assert out.read_text() == "thesis"
+    out.unlink()
+    out.mkdir()
+    (out / "study.json").write_text('{"commands": [')
+    with pytest.raises(SystemExit, match=r"study\.json must be JSON, as examples\.compare"):
+        run(out, "--losses ce --seeds 1")
+    assert (out / "study.json").read_text() == '{"commands": ['
+
+
+REMEMBER = """
+import sys
+from pathlib import Path
+from examples.study import planning
+
+flags = ["--epochs", "3"]
+trainings = planning.plan(["digits"], ["small"], ["torch"], sys.argv[2:3], 15, flags)
+print("ready", flush=True)
+sys.stdin.read(1)
+for training in trainings:
+    planning.remember(Path(sys.argv[1]), sys.argv[2], [training])
+"""
+
+
+def test_plans_that_are_made_at_once_do_not_lose_each_other(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", REMEMBER, tmp_path, loss], **pipes)
+        for loss in ("ce", "ldam", "lmf")
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    study = planning.read(tmp_path)
+    assert len(study.trainings) == 45 and set(study.commands) == {"ce", "ldam", "lmf"}
 
 
 def wait_for(path, text):
@@ -233,29 +367,31 @@ def wait_for(path, text):
         time.sleep(0.05)
 
 
-def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, capsys):
-    log = out / "runs" / "digits-small-torch-ldam-0" / "log.txt"
+def test_ctrl_c_lets_the_trainings_save_and_the_same_command_goes_on(out, engine, capsys):
+    logs = [out / "runs" / f"digits-small-torch-ldam-{seed}" / "log.txt" for seed in (0, 1)]
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
 
     def interrupt():
-        wait_for(log, "waiting")
+        for log in logs:
+            wait_for(log, "waiting")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert run(out, "--losses ldam,ce --seeds 1") == 130
+    assert run(out, f"--losses ldam,ce --seeds 2 {engine}") == 130
     thread.join()
-    assert log.read_text() == "waiting\nStopped and saved\n"
+    for log in logs:
+        assert log.read_text() == "waiting\nStopped and saved\n"
     told = capsys.readouterr().out
-    assert "stopped: digits-small-torch-ldam-0" in told
+    assert "stopped: digits-small-torch-ldam-0" in told and "ldam-1" in told
     assert told.endswith("Stopped; the same command goes on from there.\n")
-    assert results(out) == set() and not (out / "report.html").exists()
+    assert results(out) == {"digits-small-torch-ce-0"} and not (out / "report.html").exists()
     assert signal.getsignal(signal.SIGINT) is before
-    assert run(out, "--losses ldam,ce --seeds 1") == 0
-    assert len(results(out)) == 2
+    assert run(out, f"--losses ldam,ce --seeds 2 {engine}") == 0
+    assert len(results(out)) == 4
 
 
-def test_a_training_that_runs_elsewhere_is_left_alone(out, capsys):
+def test_a_training_that_runs_elsewhere_is_left_alone(out, engine, capsys):
     """As after kill -9 of the study, or on another machine."""
     folder = out / "runs" / "digits-small-torch-ldam-0"
     folder.mkdir(parents=True)
@@ -264,7 +400,7 @@ def test_a_training_that_runs_elsewhere_is_left_alone(out, capsys):
         other = subprocess.Popen([sys.executable, "-c", f"{hold}; time.sleep(60)"], stdout=log)
     try:
         wait_for(folder / "log.txt", "held")
-        assert run(out, "--losses ldam,ce --seeds 1") == 0
+        assert run(out, f"--losses ldam,ce --seeds 1 {engine}") == 0
     finally:
         other.kill()
         other.wait()
@@ -285,9 +421,9 @@ def test_the_table_counts_and_estimates(out):
     planned = planning.remember(out, "", trainings)
     for training in trainings[::2]:
         (planned.out(training) / "seconds.json").write_text("90")
-    show = compare.Show(planned, trainings, 1)
+    show = compare.Show(planned, trainings, processes.LocalEngine(1))
     states = show.execution.states
-    states[trainings[3]] = processes.FAILED
+    states[trainings[3]] = execution.FAILED
     np.testing.assert_allclose(show.execution.seconds_left(), 90)
     console = Console(width=100)
     with console.capture() as shown:
