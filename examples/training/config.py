@@ -21,7 +21,7 @@ def arguments(file: Path, known: Collection[str]) -> list[str]:
         known: the names of the flags, with underscores; keys may have hyphens too.
 
     Raises:
-        ValueError: it is not there, or no TOML, or has a key that is no flag, or a value that no flag takes.
+        ValueError: it is not there or no TOML, or has a key that is no flag, or a value for none.
     """
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
