@@ -21,13 +21,13 @@ def arguments(file: Path, known: Collection[str]) -> list[str]:
         known: the names of the flags, with underscores; keys may have hyphens too.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no TOML, or has a key that is no flag, or a value that no flag takes.
+        ValueError: it is not there or no TOML, or has a key that is no flag, or a value for none.
     """
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--config must be a TOML file, got {file}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--config must be a TOML file, got {file}: {reason}") from error
     given = []
     for key, value in found.items():
         if (name := key.replace("-", "_")) not in known:

@@ -237,7 +237,7 @@ def parse(framework: str, argv: Sequence[str] | None, summary: str) -> Settings:
             # those of the command line come last, and replace the file's
             args = parser.parse_args([*config.arguments(args.config, known), *argv])
         return settings_of(framework, args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(str(error))
 
 

@@ -267,7 +267,7 @@ def test_flags_replace_the_files(tmp_path):
         ("epochs = true", "argument --epochs: expected one argument"),
         ('bf16 = "yes"', "ignored explicit argument 'yes'"),
         ("gamma = 2\nloss = 'ce'", "--gamma belongs to focal, lmf, got --loss ce"),
-        (None, "No such file or directory: '{}'"),
+        (None, "--config must be a TOML file, got {}: No such file or directory"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_sentence(content, sentence, tmp_path, capsys):
