@@ -24,8 +24,8 @@ from examples.study.cluster import RayEngine
 from examples.study.execution import DONE, Engine, Execution
 from examples.study.planning import Training, plan, remember
 from examples.study.processes import LocalEngine
-from examples.training.machine import cores, cpu
 from examples.training.flags import at_least
+from examples.training.machine import cores, cpu
 
 TRAINER = """
 import sys
