@@ -7,6 +7,7 @@ run. Compiled functions are cached by ``call``, so that values alone never cost 
 import gc
 import os
 import sys
+from collections import ChainMap
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +53,25 @@ def kernel_switch(setting):
     As Python sees it. The process' own stays as it is: XLA's threads read it while they compute,
     and crash where it is written meanwhile.
     """
-    return mock.patch.object(os, "environ", {**os.environ, "LMF_MULTI_CPU_KERNEL": setting})
+    return mock.patch.object(
+        os, "environ", _Switched({"LMF_MULTI_CPU_KERNEL": setting}, os.environ)
+    )
+
+
+class _Switched(ChainMap):
+    """The process' variables, some of which are seen with other values; writes change its own.
+
+    PyTorch's Inductor hands its compiled code an address by such a write.
+    """
+
+    def __setitem__(self, name, value):
+        self.maps[1][name] = value
+
+    def __delitem__(self, name):
+        del self.maps[1][name]
+
+    def copy(self):
+        return dict(self)
 
 
 @cached

@@ -7,6 +7,12 @@ import json
 import os
 
 
+def pytest_configure(config: object) -> None:
+    """Of xdist's processes only the one writes that began the others, which report to it."""
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.unregister(name=__name__)
+
+
 def pytest_runtest_logreport(report: object) -> None:
     """A line of JSON for each test, and for what fails before or after it."""
     if report.when == "call" or report.outcome != "passed":
@@ -21,8 +27,6 @@ def pytest_collectreport(report: object) -> None:
 
 def tell(report: object) -> None:
     """Its name, its outcome and the last line of what it says."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # whose reports reach the process that began it
-        return
     lines = str(report.longrepr or "").strip().splitlines()
     found = {"test": report.nodeid, "outcome": report.outcome, "why": "".join(lines[-1:])[:300]}
     with open(os.environ["OUTCOMES"], "a", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ from examples.study.processes import Command
 from examples.study.trainer import LOG, POLL, Ended
 from examples.training.run import STOPPED
 
+ROOT = Path(__file__).parents[2]  # at the same path on every node
 RETRIES = 10  # of a training that was ended from outside
 PATIENCE = 120.0  # seconds; NFS frees the locks of a node that is gone after 90
 LAG = 90.0  # seconds after which, at the latest, one node sees what another has written
@@ -177,13 +179,19 @@ def connect(address: str) -> None:
         if address != "auto":  # Ray itself tries for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), CONNECT).close()
-        ray.init(address, logging_level="error", log_to_driver=False)
+        ray.init(address, logging_level="error", log_to_driver=False, runtime_env=importable())
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConnectionError(
             f"--address must be that of a running Ray cluster which this machine is a node of, got "
             f"{address} ({reason}); ray start --head begins one"
         ) from error
+
+
+def importable() -> dict[str, Any]:
+    """Where the nodes find this package, whichever folders they and the command are started in."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
 
 
 def alive() -> dict[str, dict[str, Any]]:

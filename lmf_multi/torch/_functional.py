@@ -298,7 +298,8 @@ def checked(
 ) -> Batch:
     """The batch, if shapes, dtypes and parameters keep their rules."""
     check_parameters(**numbers.by_name())
-    dtype = wide_dtype(z.dtype)
+    # the Triton kernel reads them as modules keep them: a cast at each call takes a GPU's time
+    dtype = torch.float64 if z.device.type == "cuda" and is_plain(z) else wide_dtype(z.dtype)
     Δ = vector("margins", whole(vectors.margins), dtype, z.device)
     w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
     o = vector("logit_adjustment", whole(vectors.logit_adjustment), dtype, z.device)

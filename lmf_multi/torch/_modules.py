@@ -37,13 +37,11 @@ class _Loss(nn.Module):
     Those of the classes are no buffers: they follow from the class counts, whereas buffers are what
     casts round, what a start on the meta device leaves empty, and what loaders of models overwrite.
     The module keeps them in NumPy; tensors of them lie where the module or the last logits are, in
-    float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin, and
-    in float32, as most logits need them: to cast them at each call would take a GPU's time.
+    float64 whatever the module is cast to, for a margin rounded to bfloat16 is another margin.
     """
 
     _exact: dict[str, Floats | None]
     _tensors: Vectors
-    _narrow: Vectors
     _config: dict[str, Any]
     build: Callable[..., Parameters]
     _is_sigmoid = False
@@ -150,8 +148,7 @@ class _Loss(nn.Module):
             self._place(self._device())
         else:
             with torch.no_grad():
-                for held in (before, self._narrow.class_weight):
-                    held.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
+                before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
         self._config = parameters.config
 
     def _reduced(
@@ -173,8 +170,7 @@ class _Loss(nn.Module):
             self._place(input.device)
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
-        vectors = self._tensors if input.dtype == torch.float64 else self._narrow
-        loss = function(input, target, vectors, numbers_of(self), options)
+        loss = function(input, target, self._tensors, numbers_of(self), options)
         return loss if self.process_group is None else loss * group_size(self.process_group)
 
     def _totals(self, target: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -197,10 +193,7 @@ class _Loss(nn.Module):
             device = torch.device("cpu")
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         with torch.inference_mode(False):
-            self._tensors, self._narrow = (
-                Vectors(*(_constant(v, kind, device) for v in self._exact.values()))
-                for kind in (dtype, torch.float32)
-            )
+            self._tensors = Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
 
     def extra_repr(self) -> str:
         """What printing a model shows of it."""

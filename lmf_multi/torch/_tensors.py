@@ -39,7 +39,7 @@ def transforms_are_active() -> bool:
 
 def readable(x: Tensor) -> bool:
     """Whether values can be looked at without waiting for a device or breaking a trace."""
-    return x.device.type == "cpu" and is_plain(x)
+    return is_plain(x) and x.device.type == "cpu"
 
 
 def is_plain(x: Tensor) -> bool:
