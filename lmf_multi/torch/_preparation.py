@@ -48,7 +48,7 @@ def prepare(z: Tensor, batch: Batch) -> tuple[Tensor, Labels, Terms]:
     (_, Δ, w, o, (α, β, γ, s, ε), options, *_), axis = batch, batch.axis
     C, dtype = 2 if axis is None else z.shape[axis], wide_dtype(z.dtype)
     Δ, w, o = (None if v is None else v.to(dtype) for v in (Δ, w, o))
-    labels, W, presence = read(batch._replace(w=w), C, dtype)
+    labels, W, presence = read(Batch(batch.y, Δ, w, o, *batch[4:]), C, dtype)
     if axis is None:
         Δ, w = (None if v is None else by_label(v, z.dim(), options.axis) for v in (Δ, w))
         o = None if o is None else along(o, z.dim(), options.axis)
