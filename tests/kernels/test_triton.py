@@ -237,6 +237,20 @@ def test_many_programs(fused, monkeypatch):
         check(fused, z[:N], y[:N])
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["integer", "soft"])
+def test_operations_take_the_kernels_vectors(fused, soft):
+    """Margins, weights and adjustments in float64, beside float32 logits, whose dtype counts."""
+    torch, by_operations = load("torch"), load("lmf_multi.torch._mixture").by_operations
+    z = torch.tensor(RNG.normal(0, 3, (8, 3)), dtype=torch.float32)
+    y = torch.tensor(np.eye(3)[RNG.integers(0, 3, 8)]) if soft else torch.arange(8) % 3
+    vectors = (*arrays(3), torch.linspace(-1, 1, 3).double())
+    wide, narrow = (
+        by_operations(z, batch_of(y, *given)) for given in (vectors, [v.float() for v in vectors])
+    )
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide, narrow, rtol=0, atol=0)
+
+
 def test_totals_replace_those_of_the_batch(fused):
     torch = load("torch")
     z, y = torch.tensor(RNG.normal(0, 3, (8, 3))), torch.tensor([0, 1, 2, -100, 1, 2, 0, 0])
