@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples.data import datasets, findings
 from examples.data.augment import times_before
@@ -26,6 +24,7 @@ from examples.training.machine import cpu, peak_host_memory
 from examples.training.mixup import mix
 from examples.training.progress import Display
 from examples.training.recipe import EARLIER
+from examples.training.screen import bar
 from examples.training.settings import Settings
 
 STOPPED = 130  # the exit status of a program that Ctrl-C ended
@@ -70,16 +69,7 @@ def claim(settings: Settings) -> bool:
 
 def load_data(settings: Settings, visible: bool = True) -> Dataset:
     """The data that the settings name, under a bar while image files are decoded for the check."""
-    console = Console(quiet=not visible)
-    columns = (
-        TextColumn("reading images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    hidden = not (visible and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=None)
+    with bar("reading images", visible) as move:
         return datasets.load(
             settings.data,
             settings.image_size,
@@ -88,7 +78,7 @@ def load_data(settings: Settings, visible: bool = True) -> Dataset:
             skip_unreadable=settings.skip_unreadable,
             columns=settings.columns,
             workers=settings.workers,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=move,
         )
 
 

@@ -1,4 +1,4 @@
-"""What a command that does not train shows as it goes."""
+"""What commands show while they read or predict; a training has a display of its own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def bar(what: str, visible: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar in a terminal, moved by the numbers of what is done and what there is."""
-    console = Console()
+    console = Console(quiet=not visible)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
+    hidden = not (visible and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -191,6 +191,8 @@ def test_validation_without_any_finding_is_one_sentence(data, tmp_path):
         ("--loss crt", "findings are trained with --loss ce, bwcce, focal, ldam, lmf, la, got crt"),
         ("--sampler balanced", "--sampler balanced goes by an image's one class, but it may have"),
         ("--drw 3", "--drw 3 goes by an image's one class, but it may have several findings"),
+        ("--mixup 0.2", "--mixup 0.2 goes by an image's one class, but it may have several"),
+        ("--accumulate 2", "--accumulate 2 goes by an image's one class, but it may have several"),
         ("--label-column dx", "--label-column is one label an image; leave it or the findings out"),
         ("--findings Mass,Mass", "argument --findings: must be names that differ, got 'Mass,Mass'"),
         ("--findings Mass,", "argument --findings: must be names that differ, got 'Mass,'"),
