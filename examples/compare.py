@@ -36,9 +36,9 @@ from examples.study.planning import FRAMEWORKS, Kind, Study, Training, plan, rem
 from examples.study.processes import LocalEngine
 from examples.training import config
 from examples.training.flags import at_least, not_negative, positive
-from examples.training.run import STOPPED as STOPPED_STATUS
-from examples.training.run import one_sentence
 from examples.training.settings import LOSSES, TORCH_ARCHS
+from examples.training.start import STOPPED as STOPPED_STATUS
+from examples.training.start import one_sentence
 from lmf_multi._extras import require
 
 

@@ -40,10 +40,10 @@ from examples.study.head_results import Row
 from examples.training import config
 from examples.training.flags import at_least
 from examples.training.heads import HEADS, Arrays, Recipe, Trained, orders, stack, train
-from examples.training.run import STOPPED, load_data, one_sentence
 from examples.training.screen import bar
 from examples.training.search import draw
 from examples.training.settings import LOSSES, Settings, parse
+from examples.training.start import STOPPED, load_data, one_sentence
 
 DEFAULTS = (
     "--image-size 224 --arch efficientnet_lite0 --epochs 30 --batch-size 128 --decay-epochs 10"

@@ -22,7 +22,7 @@ from examples.study.picture import Picture
 from examples.study.planning import Study, gather, named
 from examples.study.tables import Table
 from examples.training.checkpoints import write_atomically
-from examples.training.run import one_sentence
+from examples.training.start import one_sentence
 
 PAGE = Path(__file__).parent / "study" / "report_page.html"
 UNFOLDED = 40  # rows that a table has at most, of those that are open from the start

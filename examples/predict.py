@@ -23,8 +23,8 @@ from examples.trained.decision import Rule
 from examples.trained.finished import Finished
 from examples.trained.images import NewImages, listed, read
 from examples.training.quiet import stderr_kept_back
-from examples.training.run import one_sentence
 from examples.training.screen import bar
+from examples.training.start import one_sentence
 
 OUT = Path("predictions.csv")
 INPUT = "uint8 (N, {0}, {0}, 3), RGB: the whole image squeezed to a square, bilinear, antialiased"

@@ -38,8 +38,9 @@ from examples.training import ahead_of_time
 from examples.training import recipe_flax as recipe
 from examples.training.losses_flax import CrossEntropy
 from examples.training.recipe import pieces
-from examples.training.run import Processes, Run, check_shares, claim, load_data, one_sentence
+from examples.training.run import Processes, Run
 from examples.training.settings import Settings, parse
+from examples.training.start import check_shares, claim, load_data, one_sentence
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.jax import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 

@@ -26,8 +26,9 @@ import numpy as np
 from examples.data.datasets import Split
 from examples.data.findings import UNKNOWN
 from examples.training.quiet import stderr_kept_back
-from examples.training.run import Run, claim, load_data, one_sentence
+from examples.training.run import Run
 from examples.training.settings import Settings, parse
+from examples.training.start import claim, load_data, one_sentence
 from lmf_multi import class_weights, deferred_weights
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -28,8 +28,9 @@ from examples.models import torch as models
 from examples.models.common import HEADS, check_image_size
 from examples.training.losses_torch import CrossEntropy
 from examples.training.recipe_torch import backward, begin
-from examples.training.run import Processes, Run, claim, load_data, one_sentence
+from examples.training.run import Processes, Run
 from examples.training.settings import Settings, parse
+from examples.training.start import claim, load_data, one_sentence
 from lmf_multi import class_weights, deferred_weights
 from lmf_multi.torch import FocalLoss, LDAMLoss, LMFLoss, SigmoidLMFLoss
 

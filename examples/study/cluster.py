@@ -25,7 +25,7 @@ from examples.study.node import Interrupted, Order, train
 from examples.study.planning import Study, Training
 from examples.study.processes import Command
 from examples.study.trainer import LOG, POLL, Ended
-from examples.training.run import STOPPED
+from examples.training.start import STOPPED
 
 ROOT = Path(__file__).parents[2]  # at the same path on every node
 RETRIES = 10  # of a training that was ended from outside

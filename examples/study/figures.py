@@ -32,8 +32,8 @@ from examples.study.picture import COLOURS, INK, SHADES, WIDTH, Picture, bar_sty
 from examples.study.planning import Kind, Study, named
 from examples.study.tables import classes
 from examples.training.checkpoints import write_atomically
-from examples.training.run import one_sentence
 from examples.training.settings import LOSSES
+from examples.training.start import one_sentence
 
 # marker, colour, whether it is filled, and how far below a row's middle it stands
 RULES = {

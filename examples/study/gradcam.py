@@ -15,7 +15,7 @@ from examples.study.comparisons import by_kind
 from examples.study.gradcam_networks import Network, load
 from examples.study.picture import Picture, grid, in_lines
 from examples.study.planning import Study, Training
-from examples.training.run import load_data
+from examples.training.start import load_data
 
 IMAGES = 8  # at most, of as many classes
 

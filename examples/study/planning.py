@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from examples.training.checkpoints import write_atomically
-from examples.training.run import one_sentence, refuse_other_settings
 from examples.training.settings import Settings, parse
+from examples.training.start import one_sentence, refuse_other_settings
 from lmf_multi import adjust_logits
 
 FRAMEWORKS = ("torch", "flax", "keras")

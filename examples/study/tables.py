@@ -28,7 +28,7 @@ from examples.study.planning import Study, named
 from examples.study.report import mean_and_spread
 from examples.training.checkpoints import write_atomically
 from examples.training.results import CALIBRATION_BINS
-from examples.training.run import one_sentence
+from examples.training.start import one_sentence
 
 KIND = ("data", "architecture", "framework")  # headings of a training's kind
 SCORES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from examples.study import planning, tables
 from examples.study.comparisons import ARGMAX, TUNED, Difference, averaged, difference, groups
 from examples.study.planning import Study
-from examples.training.run import one_sentence
+from examples.training.start import one_sentence
 
 SCORES = ("macro_f1", "balanced_accuracy", "accuracy")  # that predicted classes decide
 

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from examples.training.run import check_shares
+from examples.training.start import check_shares
 
 BACKEND = keras.backend.backend()
 
