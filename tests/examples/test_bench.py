@@ -212,6 +212,22 @@ for more in ({}, {"LMF_MULTI_TRITON": "1"}):
     assert done.stdout.split() == ["2", "2"]  # a forward and a backward pass, and then none
 
 
+def test_each_outcome_is_told_once(tmp_path):
+    """By whichever process: workers of xdist report to the one that began them."""
+    (tmp_path / "test_it.py").write_text(
+        "def test_one():\n    pass\n\n\ndef test_two():\n    assert 0\n"
+    )
+    options = ["-p", "examples.bench.outcomes", "-p", "no:cacheprovider", "-c", os.devnull]
+    for workers in (0, 2):
+        file = tmp_path / f"outcomes-{workers}"
+        command = [sys.executable, "-m", "pytest", *options, "-n", str(workers), tmp_path]
+        env = os.environ | {"OUTCOMES": str(file)}
+        subprocess.run(command, capture_output=True, env=env)
+        lines = map(json.loads, file.read_text().splitlines())
+        found = sorted((line["test"].rpartition(":")[2], line["outcome"]) for line in lines)
+        assert found == [("test_one", "passed"), ("test_two", "failed")]
+
+
 def made_up(**about):
     """What --all leaves on a GPU's machine, with two shapes of which one is incomplete."""
     names = ["cross-entropy", "ours", "cross-entropy, compiled", "ours, compiled", LIGER]
