@@ -18,7 +18,7 @@ TEST_ENV = {
     "JAX_PLATFORMS": "cpu",
     # what is missing fails its tests instead of skipping them
     "LMF_MULTI_REQUIRE": "torch,jax,keras,flax,optax,rich,sklearn,pandas,PIL,tensorboard,"
-    + "torchvision,orbax,matplotlib,pytorch_grad_cam,optuna,timm,nbclient,ipykernel,"
+    + "torchvision,matplotlib,pytorch_grad_cam,optuna,timm,nbclient,ipykernel,"
     + "onnxscript,onnxruntime,ray"
     + (",triton,libtpu" if sys.platform == "linux" else ""),
     "OMP_NUM_THREADS": "1",

@@ -13,7 +13,6 @@ that other work shared (November 2026): test macro-F1 0.550 and 0.514 for seeds 
 Of several hosts each runs the same command, with --distributed, on files that all of them see.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
 from jax.experimental import multihost_utils
@@ -35,6 +33,7 @@ from examples.data.findings import UNKNOWN
 from examples.models import flax as models
 from examples.models.common import HEADS, check_image_size
 from examples.training import ahead_of_time
+from examples.training import checkpoints_flax as checkpoints
 from examples.training import recipe_flax as recipe
 from examples.training.losses_flax import CrossEntropy
 from examples.training.recipe import pieces
@@ -105,10 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             average = copied(recipe.weights_of(state, trained)) if has_average else None
             return training, evaluation, put(keys), state, average
 
+        def read(folder: Path, state: nnx.State, average: Any) -> tuple[nnx.State, Any]:
+            """A checkpoint's state and average, in the structure of others."""
+            tree = put(checkpoints.load(folder, recipe.written(state, average)))
+            return recipe.read(tree, average)
+
         folder = run.resume()
         training, evaluation, keys, state, average = begun(model)
         if folder:
-            state, average = recipe.read(load(folder, recipe.written(state, average)), average)
+            state, average = read(folder, state, average)
 
     # step
     # Compiled anew when the head is trained alone, whose state has fewer arrays.
@@ -175,8 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with run:
         while not run.done:
             if run.head_is_next():
-                best = load(run.begin_head(), recipe.written(state, average))
-                state, average = recipe.read(best, average)
+                state, average = read(run.begin_head(), state, average)
                 parts = nnx.merge(evaluation, keys, recipe.validated(state, average))
                 # another draw than the one that the features grew with
                 key = jax.random.fold_in(jax.random.key(settings.seed), run.epoch)
@@ -200,19 +203,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # JAX may still be at work on it
                 run.took_step(loss if totals is None else sum(losses))
             if run.stopping and run.step < run.steps:
-                run.save(partial(save, recipe.written(state, average)))
+                run.save(partial(checkpoints.save, recipe.written(state, average)))
                 return run.stop()
             logits = predict(recipe.validated(state, average), dataset.val)
             run.end_epoch(logits, float(loss_of(criterion, logits, dataset.val.labels)))
-            run.save(partial(save, recipe.written(state, average)))
+            run.save(partial(checkpoints.save, recipe.written(state, average)))
             if run.stopping and not run.done:
                 return run.stop()
 
         if world > 1:
             multihost_utils.sync_global_devices("process 0 has written the best epoch")
         # the test images are seen once, by the model that the validation images chose
-        best = load(run.checkpoints.of_epoch(run.best_epoch), recipe.written(state, average))
-        state = recipe.validated(*recipe.read(best, average))
+        best = read(run.checkpoints.of_epoch(run.best_epoch), state, average)
+        state = recipe.validated(*best)
         run.finish(
             predict(state, dataset.test),
             predict(state, dataset.val),
@@ -280,25 +283,6 @@ def annotated(
 ) -> Array:
     """The mean of logits and labels (N, L) over those findings that somebody has looked for."""
     return loss(logits, labels, where=labels != UNKNOWN)
-
-
-def save(state: nnx.State, folder: Path) -> None:
-    """Write a checkpoint, on one process: the state is whole on each."""
-    for name in ("absl", "asyncio"):  # in which Orbax's errors, which it raises, appear again
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    alone = ocp.options.MultiprocessingOptions(
-        active_processes={jax.process_index()}, barrier_sync_key_prefix="save"
-    )
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save((folder / "state").absolute(), jax.device_get(state))
-
-
-def load(folder: Path, like: nnx.State) -> nnx.State:
-    """What ``save`` wrote, in the shapes, dtypes and shardings of another state."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            (folder / "state").absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        )
 
 
 def peak_device_memory() -> int | None:

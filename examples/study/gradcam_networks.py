@@ -67,7 +67,7 @@ def from_checkpoint(
         model = models_torch.build(**build, weights=folder / "checkpoint.pt")
     else:
         model = models_torch.build(**build)
-        load_flax(model, folder / "state")
+        load_flax(model, folder)
     return torch_network(model, arch, image_size)
 
 
@@ -95,7 +95,7 @@ def deepest(model: nn.Module, names: Sequence[str], example: Tensor) -> nn.Modul
 
 
 def load_flax(model: nn.Module, folder: Path) -> None:
-    """Give a network of `models.torch` what Orbax has written of the Flax network of that name."""
+    """Give a network of `models.torch` what a checkpoint has of the Flax network of that name."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # reading a file needs no accelerator
     from examples.models import flax as models_flax
     from examples.trained.flax import variables

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array, export
 
 from examples.models import flax as models
 from examples.trained.finished import Finished
+from examples.training import checkpoints_flax as checkpoints
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that an exported program runs on
 
@@ -32,7 +32,7 @@ def built(run: Finished, dtype: Any) -> nnx.Module:
     """With the checkpoint's weights, in evaluation; dtype is that of the computation."""
     options = {"head": run.head, "dtype": dtype, "rngs": nnx.Rngs(0)}
     model = models.build(run.arch, run.num_classes, **options)
-    saved = variables(run.checkpoint / "state")
+    saved = variables(run.checkpoint)
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         variable[...] = jnp.asarray(saved[tuple(map(str, path))], variable.dtype)
     model.eval()
@@ -40,12 +40,10 @@ def built(run: Finished, dtype: Any) -> nnx.Module:
 
 
 def variables(folder: Path) -> dict[tuple[str, ...], np.ndarray]:
-    """The arrays of the network that Orbax has written, by their paths in it."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree: Any = checkpointer.restore(folder.absolute())["model"]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # an nnx.Variable is written as a dict of its value
-    return {tuple(str(key.key) for key in path[:-1]): array for path, array in leaves}
+    """The arrays of the network that the trainer has written, by their paths in it."""
+    places = {tuple(name.split(".")): array for name, array in checkpoints.read(folder).items()}
+    # an nnx.Variable holds its value
+    return {place[1:-1]: array for place, array in places.items() if place[0] == "model"}
 
 
 def export_stablehlo(run: Finished, file: Path) -> None:

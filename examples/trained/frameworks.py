@@ -12,7 +12,7 @@ from examples.trained.finished import Finished
 from examples.training.quiet import stderr_kept_back
 from lmf_multi._extras import require
 
-PACKAGES = {"torch": ("torch",), "flax": ("jax", "flax", "orbax"), "keras": ("keras",)}
+PACKAGES = {"torch": ("torch",), "flax": ("jax", "flax"), "keras": ("keras",)}
 EXTRAS = {"torch": "torch", "flax": "jax", "keras": "keras"}
 FORMATS = ("onnx", "savedmodel", "stablehlo")  # of all of them together
 # What Keras does on one of its backends alone.

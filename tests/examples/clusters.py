@@ -1,5 +1,6 @@
 """Ray clusters of several nodes on this machine, as small as they can be."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,10 +21,9 @@ def cluster(**resources) -> Iterator:
     load("ray")
     from ray.cluster_utils import Cluster
 
-    started = Cluster(
-        initialize_head=True,
-        head_node_args=SMALL | {"num_cpus": 0, "_system_config": PROMPT},
-    )
+    head = SMALL | {"num_cpus": 0, "_system_config": PROMPT}
+    with processes_begin():
+        started = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
             add_node(started, **resources)
@@ -34,4 +34,13 @@ def cluster(**resources) -> Iterator:
 
 def add_node(started, **resources):
     """One more."""
-    return started.add_node(**SMALL, **resources)
+    with processes_begin():
+        return started.add_node(**SMALL, **resources)
+
+
+@contextmanager
+def processes_begin() -> Iterator[None]:
+    """Without JAX' warning of a fork, if another test has used JAX: Ray's become other programs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"os.fork\(\) was called", RuntimeWarning)
+        yield

@@ -175,10 +175,16 @@ def wait_until(true, seconds=240):
         time.sleep(0.02)
 
 
+def under_way(runs):
+    """The trainings that have a checkpoint and no result yet."""
+    begun = {folder.parents[1] for folder in runs.glob("*/checkpoints/*-*[0-9]")}
+    return {out for out in begun if not (out / "result.json").exists()}
+
+
 def test_trainings_of_a_node_that_dies_go_on_elsewhere_from_their_checkpoints(tmp_path):
     """Real ones, of a command as users start it, in a folder that is not the nodes'."""
     load("torch")
-    epochs, log = 20, tmp_path / "log.txt"
+    epochs, log = 100, tmp_path / "log.txt"  # both nodes are at work when one dies
     command = f"-m examples.compare --losses ce,lmf --seeds 1 --epochs {epochs} --image-size 16"
     with cluster(num_cpus=1) as started, log.open("w") as stream:
         command += f" --engine ray --address {started.address} --out study"
@@ -186,7 +192,7 @@ def test_trainings_of_a_node_that_dies_go_on_elsewhere_from_their_checkpoints(tm
         process = subprocess.Popen(
             [sys.executable, *command.split()], cwd=tmp_path, env=env, stdout=stream
         )
-        wait_until(lambda: any(tmp_path.glob("study/runs/*/checkpoints/00003-0000000")))
+        wait_until(lambda: len(under_way(tmp_path / "study" / "runs")) == 2)
         started.remove_node(started.list_all_nodes()[-1], allow_graceful=False)
         assert process.wait(300) == 0
     told = log.read_text()

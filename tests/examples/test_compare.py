@@ -434,7 +434,7 @@ def test_the_table_counts_and_estimates(out):
 
 def test_a_real_study_of_two_losses_ends_with_its_report(tmp_path):
     """Through the three trainers, on digits, as users start it."""
-    for package in ("torch", "torchvision", "pytorch_grad_cam", "flax", "orbax", "keras"):
+    for package in ("torch", "torchvision", "pytorch_grad_cam", "flax", "keras"):
         load(package)
     command = [sys.executable, "-m", "examples.compare", "--losses", "ce,lmf:scale=5"]
     command += ["--frameworks", "torch,flax,keras", "--seeds", "1"]

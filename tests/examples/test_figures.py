@@ -308,15 +308,15 @@ def test_maps_have_pixels_at_any_size(networks, arch, pixels, layer):
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_flax_networks_are_drawn_by_pytorch_with_their_logits(networks, head, tmp_path):
-    models, train_flax = models_of("flax"), load("examples.train_flax")
+    models, checkpoints = models_of("flax"), load("examples.training.checkpoints_flax")
     nnx, models_torch = load("flax.nnx"), load("examples.models.torch")
     model = models.build("small", 3, head=head, rngs=nnx.Rngs(0))
     logits = model(models.normalize(PIXELS))  # in training: the running statistics change
-    train_flax.save(nnx.state({"model": model}), tmp_path)
+    checkpoints.save(nnx.state({"model": model}), tmp_path)
     model.eval()
     logits = model(models.normalize(PIXELS))
     twin = models_torch.build("small", 3, head=head)
-    networks.load_flax(twin, tmp_path / "state")
+    networks.load_flax(twin, tmp_path)
     network = networks.torch_network(twin, "small", PIXELS.shape[1])
     assert_same(logits_of(network), logits, "float32")
 

@@ -29,7 +29,7 @@ def small_disk(tmp_path):
 
 def train(framework, out, *flags, epochs=EPOCHS):
     """A trainer under way."""
-    for package in {"torch": ("torch",), "flax": ("flax", "orbax"), "keras": ("keras",)}[framework]:
+    for package in {"torch": ("torch",), "flax": ("flax",), "keras": ("keras",)}[framework]:
         load(package)
     command = f"-m examples.train_{framework} --image-size 16 --epochs {epochs} --out".split()
     return subprocess.Popen(

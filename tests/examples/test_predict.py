@@ -24,7 +24,7 @@ from tests.pages import page
 ROOT = Path(__file__).parents[2]
 NEEDS = {
     "torch": ["torch", "torchvision"],
-    "flax": ["jax", "flax", "optax", "orbax"],
+    "flax": ["jax", "flax", "optax"],
     "keras": ["keras", KERAS_BACKEND],
 }
 SHARED = ["PIL", "sklearn", "rich", "tensorboard"]
@@ -484,7 +484,7 @@ sys.exit(main(sys.argv[2:]))
         ("torch", "torch", "", "a torch run needs torch"),
         ("torch", "pytorch_grad_cam", "--explain maps", "--explain needs pytorch_grad_cam"),
         ("torch", "onnxscript", "--export onnx x", "--export onnx needs onnxscript"),
-        ("flax", "orbax", "", "a flax run needs orbax"),
+        ("flax", "flax", "", "a flax run needs flax"),
         ("keras", "keras", "", "a keras run needs keras"),
         ("keras", "tensorflow", "", "a keras run on tensorflow needs tensorflow"),
     ],

@@ -98,7 +98,7 @@ def test_two_hosts_train_as_one_and_go_on(one_device, tmp_path):
     assert printed.count("Test macro-F1") == 1
     np.testing.assert_allclose(losses(out)[:4], one_device[:4], rtol=1e-4)
     kept = np.load(out / "predictions.npz")
-    logits, labels = logits_of(out / "checkpoints" / "00001-0000000" / "state")
+    logits, labels = logits_of(out / "checkpoints" / "00001-0000000")
     np.testing.assert_array_equal(kept["labels"], labels)
     np.testing.assert_allclose(kept["logits"], logits, rtol=1e-4, atol=1e-4)
     resumed = finish(*start_two(out, "--resume", "--epochs", "2"))
@@ -109,12 +109,11 @@ def test_two_hosts_train_as_one_and_go_on(one_device, tmp_path):
 
 def logits_of(checkpoint):
     """Logits and labels of the test images, from what is on the disk, on one device."""
-    nnx, ocp = load("flax.nnx"), load("orbax.checkpoint")
+    nnx, checkpoints = load("flax.nnx"), load("examples.training.checkpoints_flax")
     models, data = load("examples.models.flax"), load("examples.data.datasets")
     model = models.build("small", 10, rngs=nnx.Rngs(1))
-    part = ocp.args.PyTreeRestore(item={"model": nnx.state(model)}, partial_restore=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        nnx.update(model, checkpointer.restore(checkpoint, args=part)["model"])
+    part = nnx.State({"model": nnx.state(model)})
+    nnx.update(model, checkpoints.load(checkpoint, part)["model"])
     model.eval()
     test = data.load("digits").test
     (images, labels), *_ = test.batches(np.arange(len(test)), len(test))
@@ -147,9 +146,9 @@ def test_dropout_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.models, "build", lambda *_, rngs, **__: Dropping(rngs))
     monkeypatch.setattr(trainer.Run, "took_step", took_step)
     whole = predictions("whole", 0)
-    with load("orbax.checkpoint").StandardCheckpointer() as checkpointer:
-        saved = checkpointer.restore(tmp_path / "whole" / "checkpoints" / "00001-0000000" / "state")
-    assert saved["model"]["dropout"]["rngs"]["count"]["value"] == 8  # one mask a step
+    checkpoint = tmp_path / "whole" / "checkpoints" / "00001-0000000"
+    saved = load("examples.training.checkpoints_flax").read(checkpoint)
+    assert saved["model.dropout.rngs.count.value"] == 8  # one mask a step
     stop = 3
     assert predictions("stopped", 130, 0) == whole
 

@@ -28,7 +28,7 @@ from tests.frameworks import KERAS_BACKEND, load
 ROOT = Path(__file__).parents[2]
 NEEDS = {
     "torch": ["torch", "torchvision"],
-    "flax": ["jax", "flax", "optax", "orbax"],
+    "flax": ["jax", "flax", "optax"],
     "keras": ["keras", KERAS_BACKEND],
 }
 SHARED = ["PIL", "sklearn", "rich", "tensorboard"]
@@ -362,11 +362,9 @@ def weights_of(trainer, checkpoint):
         state = load("torch").load(checkpoint / "checkpoint.pt", weights_only=True)["model"]
         return {k: v.numpy() for k, v in state.items()}
     if trainer == "flax":
-        jax = load("jax")
-        with load("orbax.checkpoint").StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore((checkpoint / "state").absolute())["model"]
-        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        packed = (checkpoint / "state.msgpack").read_bytes()
+        arrays = load("flax.serialization").msgpack_restore(packed)
+        return {name: array for name, array in arrays.items() if name.startswith("model.")}
     keras = load("keras")
     model = keras.models.load_model(checkpoint / "model.keras", compile=False)
     return {v.path: keras.ops.convert_to_numpy(v) for v in model.variables}
