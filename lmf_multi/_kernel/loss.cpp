@@ -62,12 +62,13 @@ namespace {
 constexpr int WIDEST = 16, ROWS = 64;  // rows of the widest vector, and at most of a tile
 constexpr int64_t FEW = 64;           // classes, with which a vector takes rows and not classes
 constexpr int64_t TILE = 16384;       // logits, which stay in the cache, where rows are long
+constexpr int64_t AHEAD = 4096;       // logits of a row, beside which the next one's gradient fits
 constexpr int64_t CHUNK = 16384;      // logits whose rows' losses are added before the others'
 constexpr int64_t ALONE = 32768;      // logits that are not worth a second thread of a pool
 constexpr int64_t START = 131072;     // logits for each thread that is started
 constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; products stay finite
 constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its products normal
-constexpr float ZERO = -104.f;        // e^-104 is below float32's smallest number
+constexpr float ZERO = -87.33654f;    // the exponential of less is no normal number
 constexpr float SLACK = 0.01f;        // by which probabilities may leave [0, 1]
 
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };

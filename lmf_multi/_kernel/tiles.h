@@ -2,6 +2,8 @@
 // this file once for each generation of CPUs.
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef float Singles __attribute__((vector_size(2 * LANES)));
+typedef double Doubles __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));  // which may overflow
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
@@ -49,13 +51,8 @@ INLINE Floats exp_(Floats x, float least) {
     Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
     Floats p = 1 / 120.f + r * (1 / 720.f + r * (1 / 5040.f));
     p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
-    Ints power = __builtin_convertvector(n, Ints);
-    if (least == NEGLIGIBLE) {
-        p = (Floats)((Bits)p + ((Bits)power << 23));
-    } else {  // in two steps, as 2^power may be subnormal
-        Ints half = power >> 1;
-        p = p * (Floats)((Bits)(half + 127) << 23) * (Floats)((Bits)(power - half + 127) << 23);
-    }
+    Bits power = (Bits)__builtin_convertvector(n, Ints);
+    p = (Floats)((Bits)p + (power << 23));
     return x < least ? Floats{} : p;
 }
 
@@ -325,7 +322,11 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
         Floats z_y{}, M = all(-LARGE);
         for (int64_t c = 0; c < C; c++) {
             Floats &x_c = vector(x + c * pitch + r);
-            if (together) x_c = widened_from(z + at[0] + c * call.z_class);
+            if (together) {
+                const T *from = z + at[0] + c * call.z_class;
+                x_c = widened_from(from);
+                __builtin_prefetch(from + ROWS);  // the next tile's
+            }
             Floats z_c = masked ? Floats{} : x_c;
             z_y = label == (int32_t)c ? z_c : z_y;
             x_c = label == (int32_t)c ? all(-LARGE) : z_c;
@@ -356,6 +357,7 @@ INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e
             if (call.has_focal) g += vector(x + c * pitch + r) * of;
             g = label == (int32_t)c ? slope : g;
             float *to = together ? call.grad + at[0] + c * call.grad_class : x + c * pitch + r;
+            if (together) __builtin_prefetch(to + ROWS, 1);
             memcpy(to, &g, sizeof g);
         }
         if (!together)
@@ -373,12 +375,15 @@ INLINE float sum(Floats x) {
     return total;
 }
 
+// The row that comes next is fetched meanwhile, as processors look ahead within a page of memory
+template <class T>
 INLINE float exp_and_sum_of_row(const Call &call, int64_t padded, const float *x, float *e, float M,
-                                float s) {
+                                float s, const T *next) {
     Floats S{};
     for (int64_t begin = 0; begin < padded; begin += FEW * LANES) {
         Floats some{};
         for (int64_t c = begin; c < padded && c < begin + FEW * LANES; c += LANES) {
+            __builtin_prefetch(next + c);
             Floats x_c = *(const Floats *)(x + c);
             Floats d = call.adjustments ? above(x_c, widened_from(call.adjustments + c), all(M)) : x_c - M;
             some += vector(e + c) = exp_(s * d, NEGLIGIBLE);
@@ -407,8 +412,9 @@ INLINE void classes_in_vectors(const Call &call, Rows &rows, float *x, float *e,
         for (int i = 0; i < LANES; i++) M = most[i] > M ? most[i] : M;
         if (call.adjustments) M = below(all(M))[0];
         rows.M[r] = M;
-        if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(call, padded, x, e, M, call.scale);
-        if (call.has_focal) rows.S[r] = exp_and_sum_of_row(call, padded, x, x, M, 1);
+        const T *next = z + call.z_inner;
+        if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(call, padded, x, e, M, call.scale, next);
+        if (call.has_focal) rows.S[r] = exp_and_sum_of_row(call, padded, x, x, M, 1, next);
     }
 }
 
@@ -417,6 +423,7 @@ INLINE void gradient_of_rows(const Call &call, Rows &rows, float *x, float *e, i
         float *grad = call.grad + rows.grad_at[r];
         float of_s = call.has_ldam ? rows.of_s[r] : 0, of = call.has_focal ? rows.of[r] : 0;
         for (int64_t c = 0; c < padded; c += LANES) {
+            if (padded <= AHEAD) __builtin_prefetch(grad + padded + c, 1);
             Floats g{};
             if (call.has_ldam) g += vector(e + c) * of_s;
             if (call.has_focal) g += vector(x + c) * of;
@@ -446,6 +453,7 @@ INLINE void take(const Call &call, const Plan &plan, Rows &rows, float *x, float
 
 double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, float *x) {
     Rows rows;
+    Doubles some{};
     double total = 0;
     for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
         rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
@@ -455,11 +463,16 @@ double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, flo
             take<Float16>(call, plan, rows, x, x + plan.size);
         else
             take<float>(call, plan, rows, x, x + plan.size);
-        for (int64_t r = 0; r < rows.n; r++) {
-            total += rows.loss[r];
-            if (call.losses) call.losses[rows.first + r] = rows.loss[r];
+        int64_t r = 0;
+        for (; r + LANES / 2 <= rows.n; r += LANES / 2) {
+            Singles loss;
+            memcpy(&loss, rows.loss + r, sizeof loss);
+            some += __builtin_convertvector(loss, Doubles);
         }
+        for (; r < rows.n; r++) total += rows.loss[r];
+        if (call.losses) memcpy(call.losses + rows.first, rows.loss, rows.n * sizeof(float));
     }
+    for (int i = 0; i < LANES / 2; i++) total += some[i];
     return total;
 }
 
