@@ -37,8 +37,7 @@ def takes_kernel(z: Tensor, batch: Batch) -> bool:
         return False  # float32's labels could not tell that one from its neighbours
     if torch.compiler.is_compiling():
         return _takes_operator(z, batch)
-    given = (z, batch.y, batch.options.where)
-    return all(x is None or readable(x) for x in given) and _is_in_reach(z, batch)
+    return readable(z, batch.y, batch.options.where) and _is_in_reach(z, batch)
 
 
 def _is_in_reach(z: Tensor, batch: Batch) -> bool:
@@ -117,7 +116,7 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
         raise MemoryError(f"the loss of logits {tuple(z.shape)} found no memory for its tiles")
     if status == _kernel.UNKNOWN_LABEL or not math.isfinite(call.loss):
         return None
-    return torch.tensor(call.loss, **kind) if losses is None else losses, grad
+    return torch.scalar_tensor(call.loss, **kind) if losses is None else losses, grad
 
 
 def _rows(z: Tensor, batch: Batch) -> Any:

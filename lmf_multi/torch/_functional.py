@@ -186,8 +186,8 @@ def softmax_loss(
     input, target = plain_tensor("input", input), plain_tensor("target", target)
     check_reduction(options.reduction)
     ignored = check_ignored("ignore_index", options.ignore_index)
-    name = f"ignore_index={ignored}"
-    options = options.but(axis=min(1, input.dim() - 1), ignore_index=ignored, mask_name=name)
+    axis, masks = min(1, input.dim() - 1), (None, ignored, f"ignore_index={ignored}")
+    options = Options(axis, *masks, options.reduction, options.totals)
     sharded = check_shards(input, target=target)
     batch = checked(input, target, vectors, numbers, options, _SOFTMAX)
     if batch.is_soft:
@@ -297,13 +297,15 @@ def checked(
     form: _Form,
 ) -> Batch:
     """The batch, if shapes, dtypes and parameters keep their rules."""
-    check_parameters(**numbers.by_name())
+    plain = is_plain(z)
+    once = plain and {*map(type, numbers)} <= {float, int}
+    (_check_numbers_once if once else _check_numbers)(*numbers)
     # the Triton kernel reads them as modules keep them: a cast at each call takes a GPU's time
-    dtype = torch.float64 if z.device.type == "cuda" and is_plain(z) else wide_dtype(z.dtype)
+    dtype = torch.float64 if z.is_cuda and plain else wide_dtype(z.dtype)
     Δ = vector("margins", whole(vectors.margins), dtype, z.device)
     w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
     o = vector("logit_adjustment", whole(vectors.logit_adjustment), dtype, z.device)
-    look, where = _check_once if is_plain(z) else _check, options.where
+    look, where = _check_once if plain else _check, options.where
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in (z, y, where, Δ, w, o))
     is_soft = look(form, options.axis, shapes)
     if options.axis < 0:
@@ -322,6 +324,13 @@ def _check(form: _Form, axis: int, shapes: tuple[Any, ...]) -> bool:
 
 
 _check_once = lru_cache(maxsize=256)(_check)  # a training run has few shapes
+
+
+def _check_numbers(*numbers: Any) -> None:
+    check_parameters(**Numbers(*numbers).by_name())
+
+
+_check_numbers_once = lru_cache(maxsize=256)(_check_numbers)
 
 
 def _check_ignores_none(ignore_index: int) -> None:

@@ -145,9 +145,10 @@ def along_classes(upstream: Tensor, axis: int | None) -> Tensor:
 
 
 def _is_one(upstream: Tensor) -> bool:
-    """Whether it is a single number, repeated, and 1; a CPU can tell without waiting."""
-    single = readable(upstream) and upstream.numel() > 0 and not any(upstream.stride())
-    return single and upstream[(0,) * upstream.dim()].item() == 1
+    """Whether numbers are a single one, repeated, and 1; a CPU can tell without waiting."""
+    if not upstream.is_cpu or upstream.numel() == 0 or any(upstream.stride()):
+        return False
+    return upstream[(0,) * upstream.dim()].item() == 1 if upstream.dim() else upstream.item() == 1
 
 
 def _graph_is_kept() -> bool:

@@ -37,24 +37,29 @@ def transforms_are_active() -> bool:
     return not CAN_TELL or _are_functorch_transforms_active()
 
 
-def readable(x: Tensor) -> bool:
+def readable(*tensors: Tensor | None) -> bool:
     """Whether values can be looked at without waiting for a device or breaking a trace."""
-    return is_plain(x) and x.device.type == "cpu"
+    return is_plain(*tensors) and all(x is None or x.is_cpu for x in tensors)
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is one of numbers, neither traced nor batched."""
-    return (
-        CAN_TELL
-        and not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not is_functorch_wrapped_tensor(x)
-        and not is_legacy_batchedtensor(x)  # of is_grads_batched
-        # make_fx, torch.func.linearize and torch.jit.trace record the operations that they see
-        and not _len_torch_dispatch_stack()
-        and _get_tracing_state() is None
-        and forward_ad._current_level < 0  # or it, or what it is combined with, may have a tangent
-    )
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether tensors are of numbers, neither traced nor batched."""
+    if torch.compiler.is_compiling() or not CAN_TELL:
+        return False
+    # make_fx, torch.func.linearize and torch.jit.trace record the operations that they see
+    if _len_torch_dispatch_stack() or _get_tracing_state() is not None:
+        return False
+    if forward_ad._current_level >= 0:  # one, or what it is combined with, may have a tangent
+        return False
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return False
+        # the latter of is_grads_batched
+        if is_functorch_wrapped_tensor(x) or is_legacy_batchedtensor(x):
+            return False
+    return True
 
 
 def at_trace_time(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,8 +156,9 @@ def check_given(**vectors: Any) -> None:
     # a transform would wrap what is read
     look_at_tensors = look and not transforms_are_active()
     for name, value in vectors.items():
-        if look_at_tensors and isinstance(value, Tensor) and readable(value):
+        if isinstance(value, Tensor):
             check_memory(name, value)
+        if look_at_tensors and isinstance(value, Tensor) and readable(value):
             if _are_positive(value):
                 continue
             value = as_numpy(value)
@@ -172,7 +178,7 @@ def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> 
     if values is None:
         return None
     if isinstance(values, Tensor):
-        values = plain_tensor(name, values)
+        values = _as_plain(values)
         if values.requires_grad:
             raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
     elif isinstance(values, np.ndarray):

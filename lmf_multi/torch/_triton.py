@@ -154,9 +154,10 @@ def _contiguous(batch: Batch) -> Batch:
     y, where, α = batch.y, batch.options.where, batch.numbers.alpha
     if not batch.is_soft:
         y = (as_long(y) if y.dtype == torch.uint64 else y).contiguous()
-    given = (where, batch.Δ if α else None, batch.w, batch.o)
-    where, Δ, w, o = (None if v is None else v.contiguous() for v in given)
-    return batch._replace(y=y, Δ=Δ, w=w, o=o, options=batch.options.but(where=where))
+    given = (batch.Δ if α else None, batch.w, batch.o)
+    Δ, w, o = (None if v is None else v.contiguous() for v in given)
+    options = batch.options if where is None else batch.options.but(where=where.contiguous())
+    return batch._replace(y=y, Δ=Δ, w=w, o=o, options=options)
 
 
 class _FusedLoss(torch.autograd.Function):

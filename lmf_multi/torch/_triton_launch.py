@@ -57,13 +57,8 @@ def _finish(sums: Tensor, batch: Batch, plan: "Plan") -> tuple[Tensor, Tensor]:
         sums = sums.sum(1, keepdim=True, dtype=torch.float64)
     is_few = sums.shape[1] <= _FINISH_FEW
     weight, examples = batch.options.totals or (None, None)
-    tensors = {
-        "sums": sums,
-        "total_weight": _sum(weight, coefficients),
-        "total_examples": _sum(examples, coefficients),
-        "loss": loss,
-        "coefficients": coefficients,
-    }
+    totals = _sum(weight, coefficients), _sum(examples, coefficients)
+    tensors = (sums, *totals, loss, coefficients)
     constants = {
         "programs": sums.shape[1],
         "alpha": batch.numbers.alpha,
@@ -85,21 +80,13 @@ def launch(z: Tensor, batch: Batch, plan: "Plan", run: Pass) -> None:
     from lmf_multi.torch import _triton_kernels as kernels
 
     options = batch.options
-    tensors = {
-        "z": z,
-        "y": batch.y,
-        "where": options.where,
-        "Δ": batch.Δ,
-        "w": batch.w,
-        "o": batch.o,
-        **run._asdict(),
-    }
+    tensors = (z, batch.y, options.where, batch.Δ, batch.w, batch.o, *run)
     is_one_for_all = run.upstream is None or not any(run.upstream.stride())
     constants = {
         **plan.constants,
         "upstream_stride": 0 if is_one_for_all else 1,
-        "REDUCED": run.out is not None and options.reduction != "none",
         "DTYPE": kernels.FLOAT64 if z.dtype == torch.float64 else kernels.FLOAT32,
+        "REDUCED": run.out is not None and options.reduction != "none",
     }
     # adding to the logits takes registers of its own, of which no more may be spilt to memory
     is_frugal = run.grad is not None and batch.o is None
@@ -110,25 +97,26 @@ def launch(z: Tensor, batch: Batch, plan: "Plan", run: Pass) -> None:
 def _start(
     kernel: Any,
     programs: int,
-    tensors: dict[str, Any],
+    tensors: tuple[Any, ...],
     constants: dict[str, Any],
     options: dict[str, Any],
     compiled: dict[Any, Any],
 ) -> None:
     """Launch a kernel, and remember what Triton compiled for such tensors and constants.
 
-    Triton looks at every argument at each launch, which takes several times as long as the launch.
+    Both are in the order of the kernel's arguments. Triton looks at every argument at each launch,
+    which takes several times as long as the launch.
     """
-    first, *_ = tensors.values()
-    kinds = ((x.dtype, x.data_ptr() % 16 == 0) if x is not None else x for x in tensors.values())
-    key = (first.device, *kinds, constants.get("upstream_stride"))
-    given = tensors | constants
-    with _on(first.device):
+    device = tensors[0].device
+    kinds = [x if x is None else (x.dtype, x.data_ptr() % 16 == 0) for x in tensors]
+    key = (device, *kinds, constants.get("upstream_stride"))
+    with _on(device):
         if (program := compiled.get(key)) is not None:
-            program[(programs, 1, 1)](*(given[name] for name in kernel.arg_names))
+            program[(programs, 1, 1)](*tensors, *constants.values())
             return
-        program = kernel[(programs,)](**given, **options)
+        program = kernel[(programs,)](*tensors, **constants, **options)
     if _programs_take_all_arguments():
+        assert [*constants] == kernel.arg_names[len(tensors) :], "or the next launch mixes them up"
         compiled[key] = program
 
 
@@ -202,6 +190,7 @@ def _plan(kind: _Kind) -> Plan:
         "grad_outer": grad_outer,
         "grad_inner": grad_inner,
         "grad_class": grad_class,
+        "upstream_stride": None,  # launch() says
         "one": 1,
         "ignore_index": 0 if ignored is None else ignored,
         "alpha": numbers.alpha,
@@ -216,6 +205,7 @@ def _plan(kind: _Kind) -> Plan:
         "ALIGNMENT": layout.alignment,
         "WITHIN": layout.inner > 1 and layout.inner % tile.rows == 0,
         "ROW_A_THREAD": z_class == 1 and tile.block <= _FEW_CLASSES,
+        "DTYPE": None,  # likewise
         "SOFT": is_soft,
         "SMOOTHED": numbers.label_smoothing != 0,
         "IGNORES": ignored is not None,
