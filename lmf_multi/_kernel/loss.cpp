@@ -63,8 +63,8 @@ constexpr int WIDEST = 16, ROWS = 64;  // rows of the widest vector, and at most
 constexpr int64_t FEW = 64;           // classes, with which a vector takes rows and not classes
 constexpr int64_t TILE = 16384;       // logits, which stay in the cache, where rows are long
 constexpr int64_t AHEAD = 4096;       // logits of a row, beside which the next one's gradient fits
-constexpr int64_t CHUNK = 16384;      // logits whose rows' losses are added before the others'
-constexpr int64_t ALONE = 32768;      // logits that are not worth a second thread of a pool
+constexpr int64_t CHUNK = 4096;       // logits whose rows' losses are added before the others'
+constexpr int64_t ALONE = 16384;      // logits that are not worth a second thread of a pool
 constexpr int64_t START = 131072;     // logits for each thread that is started
 constexpr float LARGE = 1e18f;        // beyond every log-odds that matters; products stay finite
 constexpr float NEGLIGIBLE = -28.f;   // e^-28 is far below a sum's epsilon, its products normal
@@ -104,7 +104,7 @@ Plan divide(const Call &call) {
     int64_t C = call.C, padded = (C + WIDEST - 1) / WIDEST * WIDEST;
     Plan plan = {};
     if (call.t) {
-        plan.chunk = CHUNK / 4;  // an element has terms of its own
+        plan.chunk = CHUNK;  // an element has terms of its own
         return plan;
     }
     plan.by_rows = C <= FEW || call.z_class != 1 || call.grad_class != 1;
