@@ -631,9 +631,10 @@ def check_label_range(smallest: int, largest: int, num_classes: int, mask: str) 
     """Refuse labels outside [0, C); the bounds are those of the labels that are not masked."""
     if smallest < 0 or largest >= num_classes:
         got = smallest if smallest < 0 else largest
+        from_1 = ", or subtract 1 if labels begin at 1" if got == num_classes else ""
         raise ValueError(
             f"labels must be in [0, {num_classes}), got {got}; mask examples without a class "
-            f"with {_masking(mask, got)}"
+            f"with {_masking(mask, got)}{from_1}"
         )
 
 

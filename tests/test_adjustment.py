@@ -114,6 +114,7 @@ def test_bad_input_is_refused():
     said = f"{whole}, got float64; take argmax of one-hot labels"
     refused(TypeError, said, tune_adjustment, LOGITS, y + 0.5, COUNTS)
     said = "labels must be in [0, 3), got 3; mask examples without a class with where=labels != 3"
+    said += ", or subtract 1 if labels begin at 1"
     refused(ValueError, said, tune_adjustment, LOGITS, y + 3, COUNTS)
     said = "logits must be numbers, got NaN; look for where training diverged"
     refused(ValueError, said, tune_adjustment, LOGITS * np.nan, y, COUNTS)

@@ -345,7 +345,8 @@ def test_labels_out_of_range(torch, calls, bad):
     z, y = torch.zeros(50, 3), torch.zeros(50, dtype=torch.long)
     y[40] = bad
     remedy = "mask examples without a class with ignore_index=-100, or pass "
-    with refuses(ValueError, f"labels must be in [0, 3), got {bad}; {remedy}ignore_index={bad}"):
+    remedy += f"ignore_index={bad}" + (", or subtract 1 if labels begin at 1" if bad == 3 else "")
+    with refuses(ValueError, f"labels must be in [0, 3), got {bad}; {remedy}"):
         load("lmf_multi.torch").lmf_loss(z, y, [0.1, 0.2, 0.5])
     assert calls
 

@@ -222,7 +222,8 @@ def test_official_alpha_weights_ldam():
         (
             {"labels": Y + 1},
             ValueError,
-            "labels must be in [0, 3), got 3; mask examples without a class with where=labels != 3",
+            "labels must be in [0, 3), got 3; mask examples without a class with "
+            "where=labels != 3, or subtract 1 if labels begin at 1",
         ),
         (
             {"labels": Y - 1},

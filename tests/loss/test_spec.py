@@ -359,7 +359,8 @@ ONE_HOT = "labels must be integers, got float64; take argmax of one-hot labels"
 @pytest.mark.parametrize(
     ("labels", "num_classes", "kind", "sentence"),
     [
-        ([0, 3], 3, ValueError, RANGE.format(3, 3)),
+        ([0, 3], 3, ValueError, RANGE.format(3, 3) + ", or subtract 1 if labels begin at 1"),
+        ([0, 4], 3, ValueError, RANGE.format(3, 4)),
         ([0, -1], None, ValueError, RANGE.format(1, -1)),
         (np.array([], np.int64), None, ValueError, EMPTY),
         ([[0.0, 1.0]], None, TypeError, ONE_HOT),
