@@ -2,7 +2,7 @@
 
 A training is a task that starts a trainer as a process and waits for it. What a trainer saved, its
 log and its result lie in the study's folder, which every node sees; so a training whose node is
-gone goes on elsewhere from its checkpoint. ``ray.cancel``, a KeyboardInterrupt in the task, has the
+gone goes on elsewhere from its checkpoint. ``ray.cancel``, an interrupt of its worker, has the
 trainer save and end.
 
 Source: Ray, Task Fault Tolerance, docs.ray.io/en/latest/ray-core/fault_tolerance/tasks.html.

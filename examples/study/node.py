@@ -1,9 +1,12 @@
 """What a node of a cluster does for a training: start its trainer, and wait for the end."""
 
-import math
 import os
+import signal
 import socket
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +54,35 @@ def train(order: Order) -> Ended:
     env = environment(order.threads, 0 < order.gpus < 1) | order.passed_on
     if not order.gpus:  # Ray hides none from it then
         env["CUDA_VISIBLE_DEVICES"] = ""
-    # the process of a worker that has just died may hold the lock yet
-    while (popen := launch(order.words, Path(order.out), env, order.cwd)) is None:
-        if time.monotonic() - started > order.patience:
-            return Ended(None, 0.0)
-        time.sleep(POLL)
-    cancelled = False
-    while True:
-        try:
-            status = popen.wait(math.inf)  # with a timeout it looks again and again
-            break
-        except KeyboardInterrupt:
-            cancelled = True
-            popen.terminate()
-    if status in order.from_outside and not cancelled:
+    with stops() as asked:
+        # the process of a worker that has just died may hold the lock yet
+        while (popen := launch(order.words, Path(order.out), env, order.cwd)) is None:
+            if asked:
+                raise KeyboardInterrupt
+            if time.monotonic() - started > order.patience:
+                return Ended(None, 0.0)
+            time.sleep(POLL)
+        passed_on = 0
+        while (status := popen.poll()) is None:
+            for _ in asked[passed_on:]:
+                popen.terminate()
+                passed_on += 1
+            with suppress(subprocess.TimeoutExpired):
+                popen.wait(POLL)
+    if status in order.from_outside and not passed_on:
         raise Interrupted(f"the trainer was ended from outside, with status {status}")
     return Ended(status, time.monotonic() - started)
+
+
+@contextmanager
+def stops() -> Iterator[list[int]]:
+    """A list that grows by the signal each time that the study asks to stop.
+
+    As an exception a stop may come while the trainer is started, and would lose it.
+    """
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

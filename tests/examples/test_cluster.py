@@ -1,5 +1,6 @@
 """A study on a Ray cluster: nodes that leave, devices, and what cannot run there."""
 
+import _thread
 import doctest
 import json
 import os
@@ -159,6 +160,24 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
     order = node.Order(("-c", ""), "study/runs/a", str(tmp_path), 1, 0, {}, frozenset(), 0)
     with pytest.raises(FileNotFoundError, match="study/runs/a must be on a file system that every"):
         node.train(order)
+
+
+def test_a_stop_while_a_trainer_starts_reaches_it(tmp_path, monkeypatch):
+    """Ray interrupts the worker, wherever it is: here before the process is known to it."""
+
+    def interrupted(*arguments):
+        process = launch(*arguments)
+        while "waiting" not in (tmp_path / "log.txt").read_text():
+            time.sleep(0.02)
+        _thread.interrupt_main()
+        return process
+
+    launch = node.launch
+    monkeypatch.setattr(node, "launch", interrupted)
+    trainer = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(130)); "
+    words = ("-c", trainer + "print('waiting', flush=True); time.sleep(60)")
+    order = node.Order(words, ".", str(tmp_path), 1, 0, {}, frozenset((130,)), 0)
+    assert node.train(order).status == 130
 
 
 def test_doctests():
