@@ -24,7 +24,16 @@ def load(folder: Path, like: Any) -> Any:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """All arrays by their names."""
+    """All arrays by their names.
+
+    Raises:
+        FileNotFoundError: it is a checkpoint of before 0.2.0, which Orbax wrote.
+    """
+    if not (folder / FILE).exists():
+        raise FileNotFoundError(
+            f"{folder} must hold {FILE}, which checkpoints of before 0.2.0 do not; train anew, "
+            "with another --out"
+        )
     return serialization.msgpack_restore((folder / FILE).read_bytes())
 
 

@@ -104,7 +104,7 @@ Plan divide(const Call &call) {
     int64_t C = call.C, padded = (C + WIDEST - 1) / WIDEST * WIDEST;
     Plan plan = {};
     if (call.t) {
-        plan.chunk = CHUNK;  // an element has terms of its own
+        plan.chunk = CHUNK;
         return plan;
     }
     plan.by_rows = C <= FEW || call.z_class != 1 || call.grad_class != 1;

@@ -325,7 +325,7 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
             if (together) {
                 const T *from = z + at[0] + c * call.z_class;
                 x_c = widened_from(from);
-                __builtin_prefetch(from + ROWS);  // the next tile's
+                __builtin_prefetch(from + rows.n);  // the next tile's
             }
             Floats z_c = masked ? Floats{} : x_c;
             z_y = label == (int32_t)c ? z_c : z_y;
@@ -357,7 +357,7 @@ INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e
             if (call.has_focal) g += vector(x + c * pitch + r) * of;
             g = label == (int32_t)c ? slope : g;
             float *to = together ? call.grad + at[0] + c * call.grad_class : x + c * pitch + r;
-            if (together) __builtin_prefetch(to + ROWS, 1);
+            if (together) __builtin_prefetch(to + rows.n, 1);
             memcpy(to, &g, sizeof g);
         }
         if (!together)

@@ -167,8 +167,7 @@ def test_a_stop_while_a_trainer_starts_reaches_it(tmp_path, monkeypatch):
 
     def interrupted(*arguments):
         process = launch(*arguments)
-        while "waiting" not in (tmp_path / "log.txt").read_text():
-            time.sleep(0.02)
+        wait_until(lambda: "waiting" in (tmp_path / "log.txt").read_text())
         _thread.interrupt_main()
         return process
 

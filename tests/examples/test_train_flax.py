@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples.training.settings import parse
+from tests.checks import refuses
 from tests.examples.test_trainers import NEEDS, ROOT, SHARED, jax_cache, run  # noqa: F401
 from tests.frameworks import load
 
@@ -151,6 +152,15 @@ def test_dropout_goes_on_after_ctrl_c(tmp_path, monkeypatch):
     assert saved["model.dropout.rngs.count.value"] == 8  # one mask a step
     stop = 3
     assert predictions("stopped", 130, 0) == whole
+
+
+def test_a_checkpoint_that_orbax_wrote_is_refused(tmp_path):
+    with refuses(
+        FileNotFoundError,
+        f"{tmp_path} must hold state.msgpack, which checkpoints of before 0.2.0 do not; "
+        "train anew, with another --out",
+    ):
+        load("examples.training.checkpoints_flax").read(tmp_path)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
