@@ -16,8 +16,6 @@ struct Place {
     }
 };
 
-constexpr int64_t ELEMENTS = 256;  // whose terms stay in the cache
-
 // What is constant for each label, as negative and as positive, (2, labels), or as both, (1, labels)
 struct Table {
     static constexpr int64_t SHORT = 64;  // labels, whose vectors are read from copies
@@ -28,7 +26,7 @@ struct Table {
 
     Table(const float *given, int64_t labels, float otherwise, int signs = 2)
         : given(given), labels(labels), otherwise(otherwise) {
-        if (!given || labels > SHORT) return;
+        if (!given || labels == 1 || labels > SHORT) return;
         for (int sign = 0; sign < signs; sign++)
             for (int64_t k = 0; k < labels + LANES; k++)
                 copies[sign][k] = given[sign * labels + k % labels];
@@ -52,115 +50,115 @@ struct Table {
 
 // Some elements, and what is known of each; up to the next vector's boundary they take no part
 struct alignas(4 * LANES) Elements {
-    float t[ELEMENTS], presence[ELEMENTS];  // 0 where masked, and presence NaN where unknown
-    int64_t first, n;
+    float t[MOST], presence[MOST];  // 0 where masked, and presence NaN where unknown
+    int64_t first, n, padded;
     bool soft;  // whether a label lies between 0 and 1
+
+    Elements(const Call &call, int64_t first, int64_t end)
+        : first(first), n(end - first < MOST ? end - first : MOST),
+          padded((n + LANES - 1) / LANES * LANES) {
+        // a loop over numbers, of which compilers make better vectors of bytes than vectors do
+        if (call.where)
+            for (int64_t i = 0; i < n; i++) presence[i] = call.where[first + i] != 0;
+        const float *given = whole(call.t, t);
+        Ints between{};
+        for (int64_t i = 0; i < padded; i += LANES) {
+            Floats part = call.where ? vector(presence + i) : all(1), label = widened_from(given + i);
+            part = label == call.ignored ? Floats{} : part;
+            label = part == 0 ? Floats{} : label;
+            Ints known = (label >= -SLACK) & (label <= 1 + SLACK);
+            label = known ? label : Floats{};
+            between |= (label != 0) & (label != 1);
+            vector(t + i) = label;
+            vector(presence + i) = known ? part : all(NAN);
+        }
+        for (int64_t i = n; i < padded; i++) presence[i] = 0;
+        soft = call.smoothing != 0 || any(between);
+    }
+
+    // Numbers of the elements, where vectors may be read of them: a copy, followed by 0, of the last
+    template <class T>
+    const T *whole(const T *of_all, T *copy) const {
+        if (n == padded) return of_all + first;
+        memcpy(copy, of_all + first, n * sizeof(T));
+        memset(copy + n, 0, (padded - n) * sizeof(T));
+        return copy;
+    }
 };
 
 // One of the labels of each: negative, or positive, or the one that counts
 struct alignas(4 * LANES) Side {
-    float omega[ELEMENTS], margin[ELEMENTS], share[ELEMENTS];  // share: q w
-    float lost[ELEMENTS];                                      // of omega, by rounding
-    float loss[ELEMENTS], slope[ELEMENTS];                     // slope: for omega
-};
+    float omega[MOST], tau[MOST], share[MOST];  // share: q w
+    float loss[MOST], of_ldam[MOST], of_focal[MOST];  // slopes for omega
 
-// In loops over numbers, of which compilers make better vectors of bytes than vectors do
-INLINE void describe(const Call &call, Elements &some) {
-    const float *t = call.t + some.first;
-    int64_t n = some.n, padded = (n + LANES - 1) / LANES * LANES;
-    for (int64_t i = 0; i < n; i++) some.presence[i] = t[i] != call.ignored;
-    if (call.where)
-        for (int64_t i = 0; i < n; i++) some.presence[i] *= call.where[some.first + i] != 0;
-    for (int64_t i = n; i < padded; i++) some.presence[i] = some.t[i] = 0;
-    int32_t soft = call.smoothing != 0;
-    for (int64_t i = 0; i < n; i++) {
-        float given = some.presence[i] == 0 ? 0 : t[i];
-        bool known = given >= -SLACK && given <= 1 + SLACK;
-        some.presence[i] = known ? some.presence[i] : NAN;
-        some.t[i] = known ? given : 0;
-        soft |= some.t[i] != 0 && some.t[i] != 1;
+    // ω and its margin, and what ω has lost by rounding
+    void put(const Call &call, int64_t i, Floats x, Floats lost, Floats of_margin, Floats w) {
+        Floats of_difference, h = difference(x, of_margin, of_difference);
+        vector(omega + i) = x;
+        vector(tau + i) = call.scale * h + call.scale * (of_difference + lost);
+        vector(share + i) = w;
     }
-    some.soft = soft;
-}
 
-// In short loops, as terms()
-INLINE void label_terms(const Call &call, Side &side, int64_t n) {
-    for (int64_t i = 0; i < n; i++) side.loss[i] = side.slope[i] = 0;
-    if (call.has_ldam)
-        for (int64_t i = 0; i < n; i += LANES) {
-            Floats lost, slope, a = (float)call.a * vector(side.share + i);
-            Floats h = difference(vector(side.omega + i), vector(side.margin + i), lost);
-            if (call.adjustments) lost += vector(side.lost + i);
-            Floats tau = call.scale * h + call.scale * lost;
-            vector(side.loss + i) = times(a, ldam(tau, call.scale, slope));
-            vector(side.slope + i) = a * slope;
-        }
-    if (call.has_focal)
-        for (int64_t i = 0; i < n; i += LANES) {
-            Floats slope, b = (float)call.b * vector(side.share + i);
-            vector(side.loss + i) += times(b, focal(vector(side.omega + i), call.gamma, slope));
-            vector(side.slope + i) += b * slope;
-        }
-}
+    void take(const Call &call, int64_t n) {
+        for (int64_t i = 0; i < n; i++) loss[i] = of_ldam[i] = of_focal[i] = 0;
+        if (call.has_ldam) add_ldam(tau, share, n, call.a, call.scale, loss, of_ldam);
+        if (call.has_focal) add_focal(omega, share, n, call.b, call.gamma, loss, of_focal);
+    }
+
+    Floats slope(int64_t i) const { return vector(of_ldam + i) + vector(of_focal + i); }
+};
 
 template <class T>
 INLINE double elements_of(const Call &call, int64_t begin, int64_t end) {
     const Table margins(call.margins, call.C, 0), weights(call.weights, call.C, 1);
     const Table adjustments(call.adjustments, call.C, 0, 1);
     Place place(call, begin);
-    Elements some;
     Side negative, positive;  // the first for both where no label lies between
+    T copy[MOST];
     float smoothing = call.smoothing;
-    double total = 0;
-    for (some.first = begin; some.first < end; some.first += ELEMENTS) {
-        some.n = end - some.first < ELEMENTS ? end - some.first : ELEMENTS;
-        describe(call, some);
-        int64_t n = some.n, padded = (n + LANES - 1) / LANES * LANES;
-        const T *z = (const T *)call.z + some.first;
-        for (int64_t i = 0; i < n; i++)
-            negative.omega[i] = some.presence[i] == 0 ? 0 : widened(z[i]);
-        for (int64_t i = n; i < padded; i++) negative.omega[i] = 0;
-        for (int64_t i = 0; i < n; i += LANES, place.next()) {
-            Floats x = vector(negative.omega + i), t = vector(some.t + i);
+    Sum losses;
+    for (; begin < end; begin += MOST) {
+        const Elements some(call, begin, end);
+        const T *z = some.whole((const T *)call.z, copy);
+        for (int64_t i = 0; i < some.padded; i += LANES, place.next()) {
+            Floats x = widened_from(z + i), t = vector(some.t + i);
             Floats presence = vector(some.presence + i);
             Floats w = weights.at(0, place), w_positive = weights.at(1, place);
             Floats margin = margins.at(0, place), margin_positive = margins.at(1, place), lost{};
+            x = presence == 0 ? Floats{} : x;
             if (call.adjustments) x = difference(x, -adjustments.at(0, place), lost);
             if (some.soft) {
-                w *= (1 - smoothing) * (1 - t) + smoothing / 2;
-                w_positive *= (1 - smoothing) * t + smoothing / 2;
-                vector(positive.omega + i) = x;
-                vector(positive.lost + i) = lost;
-                vector(positive.margin + i) = margin_positive;
-                vector(positive.share + i) = w_positive * presence;
-                x = -x, lost = -lost;
+                w *= ((1 - smoothing) * (1 - t) + smoothing / 2) * presence;
+                w_positive *= ((1 - smoothing) * t + smoothing / 2) * presence;
+                positive.put(call, i, x, lost, margin_positive, w_positive);
+                negative.put(call, i, -x, -lost, margin, w);
             } else {
-                x = t == 1 ? x : -x;
-                lost = t == 1 ? lost : -lost;
-                margin = t == 1 ? margin_positive : margin;
-                w = t == 1 ? w_positive : w;
+                Ints is_1 = t == 1;
+                w = (is_1 ? w_positive : w) * presence;
+                margin = is_1 ? margin_positive : margin;
+                negative.put(call, i, is_1 ? x : -x, is_1 ? lost : -lost, margin, w);
             }
-            vector(negative.omega + i) = x;
-            vector(negative.lost + i) = lost;
-            vector(negative.margin + i) = margin;
-            vector(negative.share + i) = w * presence;
         }
-        label_terms(call, negative, padded);
-        float *loss = negative.loss, *slope = negative.slope;
-        if (some.soft) {
-            label_terms(call, positive, padded);
-            for (int64_t i = 0; i < padded; i++) loss[i] += positive.loss[i];
-            for (int64_t i = 0; i < padded; i++) slope[i] = positive.slope[i] - slope[i];
-        } else {
-            for (int64_t i = 0; i < padded; i++) slope[i] = some.t[i] == 1 ? slope[i] : -slope[i];
+        negative.take(call, some.padded);
+        if (some.soft) positive.take(call, some.padded);
+        Floats of_block{};
+        for (int64_t i = 0; i < some.padded; i += LANES) {
+            Floats loss = vector(negative.loss + i), slope = negative.slope(i);
+            if (some.soft) {
+                loss += vector(positive.loss + i);
+                slope = positive.slope(i) - slope;
+            } else {
+                slope = vector(some.t + i) == 1 ? slope : -slope;
+            }
+            of_block += loss;
+            vector(negative.loss + i) = loss;
+            vector(negative.of_ldam + i) = slope;
         }
-        Floats losses{};
-        for (int64_t i = 0; i < padded; i += LANES) losses += vector(loss + i);
-        total += sum(losses);
-        if (call.losses) memcpy(call.losses + some.first, loss, n * sizeof(float));
-        if (call.grad) memcpy(call.grad + some.first, slope, n * sizeof(float));
+        losses.add(of_block);
+        if (call.losses) memcpy(call.losses + begin, negative.loss, some.n * sizeof(float));
+        if (call.grad) memcpy(call.grad + begin, negative.of_ldam, some.n * sizeof(float));
     }
-    return total;
+    return losses.total();
 }
 
 double elements(const Call &call, int64_t begin, int64_t end) {
@@ -172,21 +170,19 @@ double elements(const Call &call, int64_t begin, int64_t end) {
 Totals totals_of_elements(const Call &call, int64_t begin, int64_t end) {
     const Table weights(call.weights, call.C, 1);
     Place place(call, begin);
-    Elements some;
-    Totals found = {0, 0, true};
-    for (some.first = begin; some.first < end; some.first += ELEMENTS) {
-        some.n = end - some.first < ELEMENTS ? end - some.first : ELEMENTS;
-        describe(call, some);
+    Sum all_weights, all_examples;
+    for (; begin < end; begin += MOST) {
+        const Elements some(call, begin, end);
         Floats weight{}, examples{};
-        for (int64_t i = 0; i < some.n; i += LANES, place.next()) {
+        for (int64_t i = 0; i < some.padded; i += LANES, place.next()) {
             Floats t = vector(some.t + i), presence = vector(some.presence + i);
             Floats w = (1 - t) * weights.at(0, place) + t * weights.at(1, place);
             weight += w * presence;
             examples += presence;
         }
-        found.weight += sum(weight);
-        found.examples += sum(examples);
+        all_weights.add(weight);
+        all_examples.add(examples);
     }
-    found.known = found.examples == found.examples;
-    return found;
+    double N = all_examples.total();
+    return {all_weights.total(), N, N == N};
 }

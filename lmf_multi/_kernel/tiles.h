@@ -21,7 +21,7 @@ constexpr int64_t COUNTED = 16;  // classes, at most, that vectors look for one 
 // moves those as if each began at a vector's boundary.
 struct alignas(4 * LANES) Rows {
     int32_t label[ROWS], masked[ROWS];        // -1 for a masked row
-    float a[ROWS], b[ROWS], margin[ROWS];     // what LDAM and focal are multiplied by, and Δ_y
+    float weight[ROWS], margin[ROWS];         // w_y, 0 for a masked row, and Δ_y
     float adjustment[ROWS], lost[ROWS];       // what z_y is to get, and has lost getting it
     float z_y[ROWS], M[ROWS];                 // the label's logit, the largest of the others'
     float S_s[ROWS], S[ROWS];                 // Σ_{k≠y} of the exponentials
@@ -33,7 +33,7 @@ struct alignas(4 * LANES) Rows {
     int64_t first, n;
 };
 static_assert(sizeof(float[ROWS]) % sizeof(Floats) == 0, "each array begins where vectors may");
-static_assert(offsetof(Rows, z_at) == 16 * sizeof(float[ROWS]), "arrays of vectors come first");
+static_assert(offsetof(Rows, z_at) == 15 * sizeof(float[ROWS]), "arrays of vectors come first");
 
 // --- arithmetic
 
@@ -42,15 +42,23 @@ INLINE Floats absolute(Floats x) { return x < 0 ? -x : x; }
 // y where one of them is NaN
 INLINE Floats larger(Floats x, Floats y) { return x > y ? x : y; }
 INLINE Floats &vector(float *x) { return *reinterpret_cast<Floats *>(x); }
+INLINE const Floats &vector(const float *x) { return *reinterpret_cast<const Floats *>(x); }
 INLINE Ints &vector(int32_t *x) { return *reinterpret_cast<Ints *>(x); }
+INLINE bool any(Ints x) {
+    int32_t found = 0;
+    for (int i = 0; i < LANES; i++) found |= x[i];
+    return found;
+}
 
 // e^x of x ≤ 0 by Taylor's series of e^(x - n log 2); exactly 0 below `least`.
 INLINE Floats exp_(Floats x, float least) {
     constexpr float TO_INTEGER = 12582912.f;  // 1.5 · 2^23, next to which floats are integers
     Floats n = (x * 1.44269504f + TO_INTEGER) - TO_INTEGER;
     Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
-    Floats p = 1 / 120.f + r * (1 / 720.f + r * (1 / 5040.f));
-    p = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * p))));
+    Floats q = r * r;
+    Floats odd = 1 / 6.f + q * (1 / 120.f + q * (1 / 5040.f));
+    Floats even = 1 / 2.f + q * (1 / 24.f + q * (1 / 720.f));
+    Floats p = (1 + r) + q * (even + r * odd);
     Bits power = (Bits)__builtin_convertvector(n, Ints);
     p = (Floats)((Bits)p + (power << 23));
     return x < least ? Floats{} : p;
@@ -58,8 +66,10 @@ INLINE Floats exp_(Floats x, float least) {
 
 // log((1 + t) / (1 - t)) of 2t, |t| ≤ 1/3; t may be subnormal, that is 0, and its logarithm with it
 INLINE Floats two_atanh(Floats two_t) {
-    Floats q = two_t * two_t / 4, p = 1 / 9.f + q * (1 / 11.f + q * (1 / 13.f));
-    return two_t * (1 + q * (1 / 3.f + q * (1 / 5.f + q * (1 / 7.f + q * p))));
+    Floats q = two_t * two_t / 4, q_2 = q * q;
+    Floats odd = 1 / 5.f + q_2 * (1 / 9.f + q_2 * (1 / 13.f));
+    Floats even = 1 / 3.f + q_2 * (1 / 7.f + q_2 * (1 / 11.f));
+    return two_t + (two_t * q) * (even + q * odd);
 }
 
 // log x of x ≥ 1
@@ -93,28 +103,59 @@ INLINE Floats log_odds(Floats z, Floats M, Floats S, float s, Floats margin, Flo
     return s * h + (s * (of_M + of_margin + lost) - log_(S));
 }
 
-// softplus(-τ) and its slope, with τ = ω(s z) - s Δ
-INLINE Floats ldam(Floats tau, float s, Floats &slope) {
-    Floats root = exp_(absolute(tau) / -2, ZERO), inverse, log1p_u = log1p_(root * root, inverse);
-    // the square may be subnormal, that is 0, where s times it is not
-    Floats r = tau > 0 ? root : all(1);
-    slope = -(s * r) * r * inverse;
-    return larger(-tau, Floats{}) + log1p_u;
-}
-
-// sigmoid(-ω)^γ softplus(-ω) and its slope; the power in log space has no bad point
-INLINE Floats focal(Floats omega, float gamma, Floats &slope) {
-    Floats u = exp_(-absolute(omega), ZERO), inverse, log1p_u = log1p_(u, inverse);
-    Floats ce = larger(-omega, Floats{}) + log1p_u;
-    Floats modulation = exp_(-gamma * (larger(omega, Floats{}) + log1p_u), ZERO);
-    Floats p = (omega > 0 ? all(1) : u) * inverse, rest = (omega > 0 ? u : all(1)) * inverse;
-    slope = -modulation * (gamma * p * (ce > LARGE ? all(LARGE) : ce) + rest);
-    return modulation * ce;
-}
-
 // Their product with 0 · ∞ = 0: what counts for nothing may be impossible
 INLINE Floats times(Floats coefficient, Floats term) {
     return ((coefficient == 0) & (term == INFINITY)) ? Floats{} : coefficient * term;
+}
+
+// --- the terms, in short loops: a processor takes several turns of one at the same time, but few of
+// --- a long one
+
+constexpr int64_t MOST = 256;  // numbers, whose terms stay in the cache
+
+// e^{-|x|/2}, log(1 + e^{-|x|}) and 1 / (1 + e^{-|x|}), of which sigmoid and softplus are made
+struct alignas(4 * LANES) Tails {
+    float root[MOST], log[MOST], inverse[MOST];
+
+    Tails(const float *x, int64_t n) {
+        for (int64_t i = 0; i < n; i += LANES)
+            vector(root + i) = exp_(absolute(vector(x + i)) / -2, ZERO);
+        for (int64_t i = 0; i < n; i += LANES) {
+            Floats e = vector(root + i) * vector(root + i), of_e;
+            vector(log + i) = log1p_(e, of_e);
+            vector(inverse + i) = of_e;
+        }
+    }
+};
+
+// Adds softplus(-τ) w a to the losses, with τ = ω(s z) - s Δ; and its slopes.
+INLINE void add_ldam(const float *tau, const float *w, int64_t n, float a, float s, float *loss,
+                     float *slope) {
+    const Tails of(tau, n);
+    for (int64_t i = 0; i < n; i += LANES) {
+        Floats x = vector(tau + i), share = a * vector(w + i);
+        vector(loss + i) += times(share, larger(-x, Floats{}) + vector(of.log + i));
+        // e^{-τ} may be subnormal, that is 0, where s times it is not
+        Floats r = x > 0 ? vector(of.root + i) : all(1);
+        vector(slope + i) = share * (-(s * r) * r * vector(of.inverse + i));
+    }
+}
+
+// Adds sigmoid(-ω)^γ softplus(-ω) w b to the losses; the power in log space has no bad point.
+INLINE void add_focal(const float *omega, const float *w, int64_t n, float b, float gamma,
+                      float *loss, float *slope) {
+    const Tails of(omega, n);
+    for (int64_t i = 0; i < n; i += LANES)
+        vector(slope + i) =
+            exp_(-gamma * (larger(vector(omega + i), Floats{}) + vector(of.log + i)), ZERO);
+    for (int64_t i = 0; i < n; i += LANES) {
+        Floats x = vector(omega + i), root = vector(of.root + i), share = b * vector(w + i);
+        Floats ce = larger(-x, Floats{}) + vector(of.log + i), modulation = vector(slope + i);
+        vector(loss + i) += times(share, modulation * ce);
+        Floats u = root * root, p = x > 0 ? all(1) : u, rest = x > 0 ? u : all(1);
+        Floats change = gamma * p * (ce > LARGE ? all(LARGE) : ce) + rest;
+        vector(slope + i) = share * (-modulation * change * vector(of.inverse + i));
+    }
 }
 
 // --- a tile: what each row is
@@ -181,8 +222,7 @@ INLINE void describe(const Call &call, Rows &rows) {
         weight = masked ? Floats{} : weight;
         vector(rows.masked + r) = masked;
         vector(rows.label + r) = label;
-        vector(rows.a + r) = (float)call.a * weight;
-        vector(rows.b + r) = (float)call.b * weight;
+        vector(rows.weight + r) = weight;
         vector(rows.margin + r) = at(call.margins, 0, call.C, label);
         if (call.adjustments) vector(rows.adjustment + r) = at(call.adjustments, 0, call.C, label);
     }
@@ -203,9 +243,8 @@ INLINE void describe(const Call &call, Rows &rows) {
     }
 }
 
-// In short loops: a processor takes several turns of one at the same time, but few of a long one
 INLINE void terms(const Call &call, Rows &rows) {
-    int64_t n = rows.n;
+    int64_t n = (rows.n + LANES - 1) / LANES * LANES;
     for (int64_t r = 0; r < n; r++) rows.loss[r] = rows.slope[r] = 0;
     for (int64_t r = 0; r < n; r += LANES) {
         Floats &z_y = vector(rows.z_y + r), lost{};
@@ -220,11 +259,10 @@ INLINE void terms(const Call &call, Rows &rows) {
                                               vector(rows.lost + r));
             vector(rows.S_s + r) = S_s;
         }
+        add_ldam(rows.omega, rows.weight, n, call.a, call.scale, rows.loss, rows.of_s);
         for (int64_t r = 0; r < n; r += LANES) {
-            Floats slope, a = vector(rows.a + r);
-            vector(rows.loss + r) = times(a, ldam(vector(rows.omega + r), call.scale, slope));
-            vector(rows.slope + r) = a * slope;
-            vector(rows.of_s + r) = -(a * slope) / vector(rows.S_s + r);
+            vector(rows.slope + r) = vector(rows.of_s + r);
+            vector(rows.of_s + r) /= -vector(rows.S_s + r);
         }
     }
     if (call.has_focal) {
@@ -234,13 +272,13 @@ INLINE void terms(const Call &call, Rows &rows) {
                                               Floats{}, vector(rows.lost + r));
             vector(rows.S + r) = S;
         }
+        add_focal(rows.omega, rows.weight, n, call.b, call.gamma, rows.loss, rows.of);
         for (int64_t r = 0; r < n; r += LANES) {
-            Floats slope, b = vector(rows.b + r);
-            vector(rows.loss + r) += times(b, focal(vector(rows.omega + r), call.gamma, slope));
-            vector(rows.slope + r) += b * slope;
-            vector(rows.of + r) = -(b * slope) / vector(rows.S + r);
+            vector(rows.slope + r) += vector(rows.of + r);
+            vector(rows.of + r) /= -vector(rows.S + r);
         }
     }
+    for (int64_t r = rows.n; r < n; r++) rows.loss[r] = 0;  // of no row
 }
 
 // --- a tile: exponentials and gradient, where a vector takes rows: x and e are (C, pitch)
@@ -370,9 +408,9 @@ INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e
 // --- the same where a vector takes classes: x and e are (rows, C), C rounded up
 
 INLINE float sum(Floats x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) x[i] += x[i + n];
+    return x[0];
 }
 
 // The row that comes next is fetched meanwhile, as processors look ahead within a page of memory
@@ -385,7 +423,8 @@ INLINE float exp_and_sum_of_row(const Call &call, int64_t padded, const float *x
         for (int64_t c = begin; c < padded && c < begin + FEW * LANES; c += LANES) {
             __builtin_prefetch(next + c);
             Floats x_c = *(const Floats *)(x + c);
-            Floats d = call.adjustments ? above(x_c, widened_from(call.adjustments + c), all(M)) : x_c - M;
+            Floats d = x_c - M;
+            if (call.adjustments) d = above(x_c, widened_from(call.adjustments + c), all(M));
             some += vector(e + c) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
@@ -451,10 +490,26 @@ INLINE void take(const Call &call, const Plan &plan, Rows &rows, float *x, float
         gradient_of_rows(call, rows, x, e, plan.pitch);
 }
 
+// The sum of many numbers, in float64
+struct Sum {
+    Doubles some{};
+
+    void add(Floats x) {
+        Singles halves[2];
+        memcpy(halves, &x, sizeof x);
+        for (Singles half : halves) some += __builtin_convertvector(half, Doubles);
+    }
+
+    double total() const {
+        double all = 0;
+        for (int i = 0; i < LANES / 2; i++) all += some[i];
+        return all;
+    }
+};
+
 double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, float *x) {
     Rows rows;
-    Doubles some{};
-    double total = 0;
+    Sum losses;
     for (rows.first = begin; rows.first < end; rows.first += plan.tile) {
         rows.n = end - rows.first < plan.tile ? end - rows.first : plan.tile;
         if (call.dtype == BFLOAT16)
@@ -463,17 +518,12 @@ double chunk(const Call &call, const Plan &plan, int64_t begin, int64_t end, flo
             take<Float16>(call, plan, rows, x, x + plan.size);
         else
             take<float>(call, plan, rows, x, x + plan.size);
-        int64_t r = 0;
-        for (; r + LANES / 2 <= rows.n; r += LANES / 2) {
-            Singles loss;
-            memcpy(&loss, rows.loss + r, sizeof loss);
-            some += __builtin_convertvector(loss, Doubles);
-        }
-        for (; r < rows.n; r++) total += rows.loss[r];
+        Floats of_tile{};
+        for (int64_t r = 0; r < rows.n; r += LANES) of_tile += vector(rows.loss + r);
+        losses.add(of_tile);
         if (call.losses) memcpy(call.losses + rows.first, rows.loss, rows.n * sizeof(float));
     }
-    for (int i = 0; i < LANES / 2; i++) total += some[i];
-    return total;
+    return losses.total();
 }
 
 INLINE int64_t sum(Ints x) {
