@@ -24,7 +24,7 @@ _UNSAID: dict[bool, str] = {}  # why there is no kernel, by ``wanted``, until a 
 _CALLERS = ("lmf_multi", "torch", "jax", "flax", "keras", "tensorflow")
 
 # What Python and library say to each other, XLA's operands among it: both raise it with any change.
-INTERFACE = 4
+INTERFACE = 5
 UNKNOWN_LABEL, NO_MEMORY, OTHER_SIZE = 1, 2, 3  # what the function returns instead of 0
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 
@@ -43,9 +43,9 @@ class LossCall(ctypes.Structure):
         ("y", c_void_p),  # int64 (N,), labels
         ("t", c_void_p),  # float32 (N,), probabilities of the positive, or None
         ("where", c_void_p),  # bool (N,), False leaves an element out; or None
-        ("margins", c_void_p),  # float32 (C,), of elements (2, C), or None without LDAM
+        ("margins", c_void_p),  # float64 (C,), of elements (2, C), or None without LDAM
         ("weights", c_void_p),  # likewise, or None for ones
-        ("adjustments", c_void_p),  # float32 (C,), added to the logits first of all, or None
+        ("adjustments", c_void_p),  # float64 (C,), added to the logits first of all, or None
         ("grad", c_void_p),  # float32, of the logits, to be written; or None
         ("losses", c_void_p),  # float32 (N,), to be written; or None
         *((name, c_int64) for name in ("N", "C", "inner")),

@@ -110,8 +110,8 @@ struct alignas(4 * LANES) Side {
 
 template <class T>
 INLINE double elements_of(const Call &call, int64_t begin, int64_t end) {
-    const Table margins(call.margins, call.C, 0), weights(call.weights, call.C, 1);
-    const Table adjustments(call.adjustments, call.C, 0, 1);
+    const Table margins(call.margins_32, call.C, 0), weights(call.weights_32, call.C, 1);
+    const Table adjustments(call.adjustments_32, call.C, 0, 1);
     Place place(call, begin);
     Side negative, positive;  // the first for both where no label lies between
     T copy[MOST];
@@ -126,7 +126,7 @@ INLINE double elements_of(const Call &call, int64_t begin, int64_t end) {
             Floats w = weights.at(0, place), w_positive = weights.at(1, place);
             Floats margin = margins.at(0, place), margin_positive = margins.at(1, place), lost{};
             x = presence == 0 ? Floats{} : x;
-            if (call.adjustments) x = difference(x, -adjustments.at(0, place), lost);
+            if (call.adjustments_32) x = difference(x, -adjustments.at(0, place), lost);
             if (some.soft) {
                 w *= ((1 - smoothing) * (1 - t) + smoothing / 2) * presence;
                 w_positive *= ((1 - smoothing) * t + smoothing / 2) * presence;
@@ -168,7 +168,7 @@ double elements(const Call &call, int64_t begin, int64_t end) {
 }
 
 Totals totals_of_elements(const Call &call, int64_t begin, int64_t end) {
-    const Table weights(call.weights, call.C, 1);
+    const Table weights(call.weights_32, call.C, 1);
     Place place(call, begin);
     Sum all_weights, all_examples;
     for (; begin < end; begin += MOST) {

@@ -37,9 +37,9 @@ struct lmf_multi_call {
     const int64_t *y;          // (N,) labels
     const float *t;            // (N,) probabilities of the positive, or null
     const uint8_t *where;      // (N,) whether an element takes part, or null for all
-    const float *margins;      // (C,), of elements (2, C), or null without LDAM
-    const float *weights;      // likewise, or null for ones
-    const float *adjustments;  // (C,), added to the logits before anything else, or null
+    const double *margins;      // (C,), of elements (2, C), or null without LDAM
+    const double *weights;      // likewise, or null for ones
+    const double *adjustments;  // (C,), added to the logits before anything else, or null
     float *grad;               // of the logits, to be written, or null
     float *losses;             // (N,), to be written, or null
     int64_t N, C, inner;       // row r is (r / inner, r % inner) for the strides
@@ -76,6 +76,7 @@ enum Status { DONE, UNKNOWN_LABEL, NO_MEMORY, OTHER_SIZE };
 
 struct Call : lmf_multi_call {
     const int32_t *y_32;  // (N,) labels in 32 bits instead, or null
+    const float *margins_32, *weights_32, *adjustments_32;
     bool has_ldam, has_focal;
     double a, b;  // what LDAM and focal of a weight of 1 are multiplied by
 
@@ -180,7 +181,7 @@ int newest_generation() { return 0; }
 }  // namespace
 
 extern "C" {
-extern const int lmf_multi_interface = 4;        // INTERFACE in __init__.py, which says when to raise
+extern const int lmf_multi_interface = 5;        // INTERFACE in __init__.py, which says when to raise
 int lmf_multi_generation = newest_generation();  // tests lower it
 }
 
@@ -224,12 +225,12 @@ struct Work {
             });
         computed.take([&](int64_t i) {
             if (!x) {
-                int64_t more = call.adjustments ? padded : 0;
+                int64_t more = call.adjustments_32 ? padded : 0;
                 x = (float *)aligned_alloc(4 * WIDEST, (size + more) * sizeof(float));
-                if (x && call.adjustments) {  // a copy, as vectors read beyond its end
+                if (x && call.adjustments_32) {  // a copy, as vectors read beyond its end
                     float *copy = x + size;
-                    std::fill(std::copy_n(call.adjustments, C, copy), copy + more, 0.f);
-                    shared.adjustments = copy;
+                    std::fill(std::copy_n(call.adjustments_32, C, copy), copy + more, 0.f);
+                    shared.adjustments_32 = copy;
                 }
             }
             if (!x)
@@ -268,7 +269,18 @@ struct Work {
 // whether a label is out of range, memory is short, or the structure is another one.
 extern "C" int lmf_multi_loss(lmf_multi_call *given) try {
     if (given->size != sizeof *given) return OTHER_SIZE;
-    Call call = {*given, nullptr, given->margins != nullptr, given->beta != 0, 0, 0};
+    Call call = {*given};
+    call.has_ldam = given->margins, call.has_focal = given->beta != 0;
+    std::vector<float> vectors;
+    vectors.reserve(5 * call.C);
+    auto in_32_bits = [&](const double *vector, int64_t n) {
+        const float *begin = vectors.data() + vectors.size();
+        if (vector) vectors.insert(vectors.end(), vector, vector + n);
+        return vector ? begin : nullptr;
+    };
+    call.margins_32 = in_32_bits(call.margins, call.t ? 2 * call.C : call.C);
+    call.weights_32 = in_32_bits(call.weights, call.t ? 2 * call.C : call.C);
+    call.adjustments_32 = in_32_bits(call.adjustments, call.C);
     if (!call.t && call.inner == 1) {  // rows of one axis
         call.inner = call.N;
         call.z_inner = call.z_outer;
@@ -359,11 +371,11 @@ extern "C" xla::Error *lmf_multi_loss_xla(xla::Frame *frame) {
     call.b = settings[3];
     call.has_focal = is(1);
     call.has_ldam = is(2);
-    if (call.has_ldam) call.margins = (const float *)arguments[3]->data;
+    if (call.has_ldam) call.margins_32 = (const float *)arguments[3]->data;
     int weights = call.has_ldam ? 4 : 3;
     int64_t last = frame->arguments.size - 1;
-    if (has_adjustment) call.adjustments = (const float *)arguments[last--]->data;
-    if (last >= weights) call.weights = (const float *)arguments[weights]->data;
+    if (has_adjustment) call.adjustments_32 = (const float *)arguments[last--]->data;
+    if (last >= weights) call.weights_32 = (const float *)arguments[weights]->data;
 
     int64_t threads = 1;
     xla::Threads all = {sizeof(xla::Threads), nullptr, frame->context, &threads};

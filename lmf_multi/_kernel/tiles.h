@@ -218,13 +218,14 @@ INLINE void describe(const Call &call, Rows &rows) {
         Labels y = labels(call, rows.first + r, rows.n - r);
         Ints masked = ignored(call, y), unknown = (y.high != 0) | (y.low >= (int32_t)call.C);
         Ints label = masked | unknown ? Ints{} : y.low;
-        Floats weight = unknown ? all(NAN) : at(call.weights, 1, call.C, label);
+        Floats weight = unknown ? all(NAN) : at(call.weights_32, 1, call.C, label);
         weight = masked ? Floats{} : weight;
         vector(rows.masked + r) = masked;
         vector(rows.label + r) = label;
         vector(rows.weight + r) = weight;
-        vector(rows.margin + r) = at(call.margins, 0, call.C, label);
-        if (call.adjustments) vector(rows.adjustment + r) = at(call.adjustments, 0, call.C, label);
+        vector(rows.margin + r) = at(call.margins_32, 0, call.C, label);
+        if (call.adjustments_32)
+            vector(rows.adjustment + r) = at(call.adjustments_32, 0, call.C, label);
     }
     int64_t i = rows.first / call.inner, j = rows.first % call.inner;
     bool neighbours = call.z_inner == 1 && call.grad_inner == 1;
@@ -248,7 +249,7 @@ INLINE void terms(const Call &call, Rows &rows) {
     for (int64_t r = 0; r < n; r++) rows.loss[r] = rows.slope[r] = 0;
     for (int64_t r = 0; r < n; r += LANES) {
         Floats &z_y = vector(rows.z_y + r), lost{};
-        if (call.adjustments) z_y = difference(z_y, -vector(rows.adjustment + r), lost);
+        if (call.adjustments_32) z_y = difference(z_y, -vector(rows.adjustment + r), lost);
         vector(rows.lost + r) = lost;
     }
     if (call.has_ldam) {
@@ -337,7 +338,7 @@ INLINE Floats exp_and_sum(const Call &call, int64_t pitch, const float *x, float
         Floats some{};
         for (int64_t c = begin; c < C && c < begin + FEW; c++) {
             Floats x_c = *(const Floats *)(x + c * pitch);
-            Floats d = call.adjustments ? above(x_c, all(call.adjustments[c]), M) : x_c - M;
+            Floats d = call.adjustments_32 ? above(x_c, all(call.adjustments_32[c]), M) : x_c - M;
             some += vector(e + c * pitch) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
@@ -368,10 +369,10 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
             Floats z_c = masked ? Floats{} : x_c;
             z_y = label == (int32_t)c ? z_c : z_y;
             x_c = label == (int32_t)c ? all(-LARGE) : z_c;
-            M = larger(call.adjustments ? x_c + call.adjustments[c] : x_c, M);
+            M = larger(call.adjustments_32 ? x_c + call.adjustments_32[c] : x_c, M);
         }
         vector(rows.z_y + r) = z_y;
-        vector(rows.M + r) = call.adjustments ? below(M) : M;
+        vector(rows.M + r) = call.adjustments_32 ? below(M) : M;
     }
     for (int64_t r = 0; r < rows.n; r += LANES) {
         Floats M = vector(rows.M + r);
@@ -424,7 +425,7 @@ INLINE float exp_and_sum_of_row(const Call &call, int64_t padded, const float *x
             __builtin_prefetch(next + c);
             Floats x_c = *(const Floats *)(x + c);
             Floats d = x_c - M;
-            if (call.adjustments) d = above(x_c, widened_from(call.adjustments + c), all(M));
+            if (call.adjustments_32) d = above(x_c, widened_from(call.adjustments_32 + c), all(M));
             some += vector(e + c) = exp_(s * d, NEGLIGIBLE);
         }
         S += some;
@@ -445,11 +446,12 @@ INLINE void classes_in_vectors(const Call &call, Rows &rows, float *x, float *e,
         Floats most = all(-LARGE);
         for (int64_t c = 0; c < padded; c += LANES) {
             Floats x_c = vector(x + c);
-            most = larger(call.adjustments ? x_c + widened_from(call.adjustments + c) : x_c, most);
+            if (call.adjustments_32) x_c += widened_from(call.adjustments_32 + c);
+            most = larger(x_c, most);
         }
         float M = -LARGE;
         for (int i = 0; i < LANES; i++) M = most[i] > M ? most[i] : M;
-        if (call.adjustments) M = below(all(M))[0];
+        if (call.adjustments_32) M = below(all(M))[0];
         rows.M[r] = M;
         const T *next = z + call.z_inner;
         if (call.has_ldam) rows.S_s[r] = exp_and_sum_of_row(call, padded, x, e, M, call.scale, next);
@@ -548,7 +550,7 @@ Totals totals_of(const Call &call, int64_t begin, int64_t end) {
         for (int c = 0; c < C; c++) {
             int64_t n = sum(counts[c]);
             found.examples += n;
-            found.weight += n * (call.weights ? (double)call.weights[c] : 1);
+            found.weight += n * (call.weights_32 ? (double)call.weights_32[c] : 1);
         }
         found.known = found.examples + sum(others) == r - begin;
     }
@@ -556,7 +558,7 @@ Totals totals_of(const Call &call, int64_t begin, int64_t end) {
         int64_t y = call.y[r];
         bool valid = y != call.ignore_index, known = y >= 0 && y < C;
         found.known &= known || !valid;
-        found.weight += !(valid && known) ? 0 : call.weights ? call.weights[y] : 1;
+        found.weight += !(valid && known) ? 0 : call.weights_32 ? call.weights_32[y] : 1;
         found.examples += valid;
     }
     return found;

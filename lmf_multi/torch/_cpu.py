@@ -7,14 +7,17 @@ calls it.
 
 import ctypes
 import math
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lmf_multi import _kernel
+from lmf_multi._terms import Numbers
+from lmf_multi.spec import Reduction
 from lmf_multi.torch._closed_form import value_and_grad
-from lmf_multi.torch._layout import layout_of
+from lmf_multi.torch._layout import strides_of
 from lmf_multi.torch._mixture import Known, along_classes
 from lmf_multi.torch._operators import SCHEMA, TENSORS, batch_of, flat, may_call_operators
 from lmf_multi.torch._preparation import Batch, gradient, is_learned, prepare
@@ -37,17 +40,16 @@ def takes_kernel(z: Tensor, batch: Batch) -> bool:
         return False  # float32's labels could not tell that one from its neighbours
     if torch.compiler.is_compiling():
         return _takes_operator(z, batch)
-    return readable(z, batch.y, batch.options.where) and _is_in_reach(z, batch)
+    return readable(z, batch.y, batch.options.where) and _is_in_reach(z)
 
 
-def _is_in_reach(z: Tensor, batch: Batch) -> bool:
-    """Not float64, and not rows that two strides cannot address."""
+def _is_in_reach(z: Tensor) -> bool:
+    """Not float64, nor a view that negates when it is read."""
     return (
         z.dtype in _DTYPES
         and z.numel() > 0
-        and not z.is_neg()  # a view that negates when it is read
+        and not z.is_neg()
         and _kernel.library(z.numel()) is not None
-        and (batch.is_sigmoid or layout_of(z, batch.y, batch.options.axis) is not None)
     )
 
 
@@ -72,8 +74,9 @@ def _worth_a_call() -> float:
 def kernel_loss(z: Tensor, batch: Batch) -> Tensor | None:
     """The reduced loss of what ``takes_kernel`` takes.
 
-    None where a label is out of range or the loss is not finite, which is left to the operations.
-    Compiled code always gets a loss, as it cannot look.
+    None where a label is out of range or the loss is not finite, or where two strides cannot
+    address the rows, which is left to the operations. Compiled code always gets a loss, as it
+    cannot look.
     """
     with_grad = z.requires_grad and torch.is_grad_enabled()
     if torch.compiler.is_compiling():
@@ -84,31 +87,21 @@ def kernel_loss(z: Tensor, batch: Batch) -> Tensor | None:
 
 def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | None] | None:
     """The loss and its gradient, or None as ``kernel_loss``."""
-    (α, β, γ, s, ε), options, totals = batch.numbers, batch.options, batch.options.totals or ()
+    options, totals = batch.options, batch.options.totals
+    z, held, plan = (_elements if batch.is_sigmoid else _rows)(z.detach(), batch)
+    if plan is None:
+        return None
     # whatever the defaults are: the kernel writes into the memory of this device
     kind: Any = {"dtype": torch.float32, "device": z.device}
-    batch = batch._replace(Δ=batch.Δ if α else None)
-    z, held, where_it_lies = (_elements if batch.is_sigmoid else _rows)(z.detach(), batch)
     grad = torch.empty_like(z, dtype=torch.float32) if with_grad else None
     losses = torch.empty(batch.y.shape, **kind) if options.reduction == "none" else None
-    held |= {"z": z, "grad": grad, "losses": losses}
-    total_weight, total_examples = (t.sum().item() for t in totals) if totals else [math.nan] * 2
-    call = _kernel.LossCall(
-        size=ctypes.sizeof(_kernel.LossCall),
-        **{name: x.data_ptr() for name, x in held.items() if x is not None},
-        **where_it_lies,
-        alpha=α,
-        beta=β,
-        total_weight=total_weight,
-        total_examples=total_examples,
-        gamma=γ,
-        scale=s,
-        smoothing=ε,
-        dtype=_DTYPES[z.dtype],
-        by_weight=options.reduction == "mean",
-        by_examples=options.reduction in ("mean", "batch_mean"),
-        threads=torch.get_num_threads(),
-    )
+    call = _kernel.LossCall.from_buffer_copy(plan)
+    for name, x in {**held, "z": z, "grad": grad, "losses": losses}.items():
+        if x is not None:
+            setattr(call, name, x.data_ptr())
+    if totals is not None:
+        call.total_weight, call.total_examples = (t.sum().item() for t in totals)
+    call.threads = torch.get_num_threads()
     library = _kernel.opened(True)  # takes_kernel() has asked whether it is wanted
     assert library is not None, "takes_kernel() needs it"
     status = library.lmf_multi_loss(call)
@@ -120,40 +113,72 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
 
 
 def _rows(z: Tensor, batch: Batch) -> Any:
-    """Logits of the softmax form, and what the kernel reads beside them and where, by its names."""
-    y, axis = as_long(batch.y).contiguous(), batch.options.axis
-    layout = layout_of(z, y, axis)
-    assert layout is not None, "takes_kernel() refuses these strides"
-    Δ, w, o = (None if v is None else v.contiguous() for v in (batch.Δ, batch.w, batch.o))
-    return (
-        z,
-        {"y": y, "margins": Δ, "weights": w, "adjustments": o},
-        {
-            "N": y.numel(),
-            "C": z.shape[axis],
-            "inner": layout.inner,
-            "z_strides": layout.z,
-            "grad_strides": layout.grad,
-            "ignore_index": batch.options.ignore_index,
-        },
-    )
+    """Logits of the softmax form, what the kernel reads beside them, and the plan."""
+    y, Δ, w, o, numbers, options, *_ = batch
+    held = {"margins": Δ if numbers.alpha else None, "weights": w, "adjustments": o}
+    held = {name: v.double().contiguous() for name, v in held.items() if v is not None}
+    told = (z.dtype, options.ignore_index, numbers, options.reduction)
+    plan = _plan_of_rows(z.shape, z.stride(), options.axis, *told)
+    return z, {"y": as_long(y).contiguous(), **held}, plan
 
 
 def _elements(z: Tensor, batch: Batch) -> Any:
     """The same of the sigmoid form, one element after another."""
-    (axis, where, ignored, *_), (t, Δ, w, o, *_) = batch.options, batch
+    (axis, where, ignored, *_), (t, Δ, w, o, numbers, *_) = batch.options, batch
+    Δ = Δ if numbers.alpha else None
     of_labels = [v for v, n in ((Δ, 2), (w, 2), (o, 1)) if v is not None and v.dim() == n]
     L = max(map(len, of_labels), default=1)
     if L > 1:
         Δ, w = (None if v is None else v.reshape(-1, 2).T.expand(2, L) for v in (Δ, w))
         o = None if o is None else o.expand(L)
+    Δ, w, o = (None if v is None else v.double() for v in (Δ, w, o))
     held = {"t": t.float(), "where": where, "margins": Δ, "weights": w, "adjustments": o}
     held = {name: x.contiguous() for name, x in held.items() if x is not None}
-    sizes = {"N": z.numel(), "C": L, "inner": math.prod(z.shape[axis + 1 :])}
-    return (
-        z.contiguous(),
-        held,
-        {**sizes, "ignored": math.nan if t.dtype == torch.bool else ignored},
+    ignored = None if t.dtype == torch.bool else ignored
+    told = (z.dtype, ignored, numbers, batch.options.reduction)
+    return z.contiguous(), held, _plan_of_elements(z.shape, axis, L, *told)
+
+
+@lru_cache(maxsize=256)  # a training run has few shapes
+def _plan_of_rows(
+    shape: torch.Size, strides: tuple[int, ...], axis: int, *told: Any
+) -> _kernel.LossCall | None:
+    """A call of such rows without its addresses; None where two strides cannot address them."""
+    layout = strides_of(shape, axis % len(shape), strides, None)
+    if layout is None:
+        return None
+    plan = _plan(*told)
+    plan.N, plan.C, plan.inner = math.prod(shape) // shape[axis], shape[axis], layout.inner
+    plan.z_strides, plan.grad_strides = layout.z, layout.grad
+    return plan
+
+
+@lru_cache(maxsize=256)
+def _plan_of_elements(shape: torch.Size, axis: int, L: int, *told: Any) -> _kernel.LossCall:
+    """A call of such elements, of L labels."""
+    plan = _plan(*told)
+    plan.N, plan.C, plan.inner = math.prod(shape), L, math.prod(shape[axis + 1 :])
+    return plan
+
+
+def _plan(
+    dtype: torch.dtype, ignored: int | None, numbers: Numbers, reduction: Reduction
+) -> _kernel.LossCall:
+    α, β, γ, s, ε = numbers
+    return _kernel.LossCall(
+        size=ctypes.sizeof(_kernel.LossCall),
+        ignore_index=ignored or 0,
+        alpha=α,
+        beta=β,
+        total_weight=math.nan,
+        total_examples=math.nan,
+        gamma=γ,
+        scale=s,
+        smoothing=ε,
+        ignored=math.nan if ignored is None else ignored,
+        dtype=_DTYPES[dtype],
+        by_weight=reduction == "mean",
+        by_examples=reduction in ("mean", "batch_mean"),
     )
 
 
@@ -179,7 +204,7 @@ def _(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     for name, x in given.items():
         if x is not None:
             check_memory(name, x)
-    known = _call(z, batch, with_grad) if _is_in_reach(z, batch) else None
+    known = _call(z, batch, with_grad) if _is_in_reach(z) else None
     if known is None:
         losses, of_z = value_and_grad(*prepare(z, batch), batch.axis)
         grad = torch.empty_like(z, dtype=torch.float32).copy_(of_z) if with_grad else None

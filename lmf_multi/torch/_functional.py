@@ -16,12 +16,11 @@ from lmf_multi.spec import (
     check_reduction,
     check_sigmoid_inputs,
 )
-from lmf_multi.torch._closed_form import wide_dtype
 from lmf_multi.torch._cpu import kernel_loss, takes_kernel
 from lmf_multi.torch._distributed import Shards, check_shards, whole
 from lmf_multi.torch._mixture import by_operations
 from lmf_multi.torch._preparation import Batch, read
-from lmf_multi.torch._tensors import check_given, is_plain, plain_tensor, total, vector
+from lmf_multi.torch._tensors import check_given, is_plain, plain_tensor, total, vector, widest
 from lmf_multi.torch._triton import fused_loss, takes_fused
 
 
@@ -233,7 +232,7 @@ def loss_of_shards(z: Any, batch: Batch) -> Tensor:
     options = _annotated(y, options) if batch.is_sigmoid else options
     batch = batch._replace(y=y, options=options)
     if options.totals is None and options.reduction in ("mean", "batch_mean"):
-        _, *each = read(batch, z.shape[options.axis], _counting_dtype(y))
+        _, *each = read(batch, z.shape[options.axis], widest(y.device))
         options = options.but(totals=tuple(shards.total(x.sum()).to_local() for x in each))
     loss = reduced(shards.local(z), batch._replace(options=options))
     return shards.joined(loss, options.reduction)
@@ -252,7 +251,7 @@ def counted(
         options, axis = _annotated(target, options), None
     elif target.is_floating_point():
         _check_ignores_none(ignored)
-    dtype = _counting_dtype(target)
+    dtype = widest(target.device)
     w = vector("class_weight", whole(class_weight), dtype, target.device)
     numbers, soft = Numbers(), target.is_floating_point()
     kind: Any = {"is_soft": soft, "axis": axis, "is_sigmoid": is_sigmoid}
@@ -260,10 +259,6 @@ def counted(
     # of as many classes as there may be: the loss itself checks the labels
     _, *each = read(batch, torch.iinfo(torch.int64).max if w is None else len(w), dtype)
     return each[0], each[1]
-
-
-def _counting_dtype(target: Tensor) -> torch.dtype:
-    return torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
 
 
 # --- any class axis and any mask, of each example, as Keras calls it
@@ -300,8 +295,8 @@ def checked(
     plain = is_plain(z)
     once = plain and {*map(type, numbers)} <= {float, int}
     (_check_numbers_once if once else _check_numbers)(*numbers)
-    # the Triton kernel reads them as modules keep them: a cast at each call takes a GPU's time
-    dtype = torch.float64 if z.is_cuda and plain else wide_dtype(z.dtype)
+    # kernels read them as modules keep them: a cast at each call takes as long as a small batch
+    dtype = widest(z.device)
     Δ = vector("margins", whole(vectors.margins), dtype, z.device)
     w = vector("class_weight", whole(vectors.class_weight), dtype, z.device)
     o = vector("logit_adjustment", whole(vectors.logit_adjustment), dtype, z.device)

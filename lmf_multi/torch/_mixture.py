@@ -116,6 +116,8 @@ def chained(ctx: Any, upstream: Tensor, grad: Tensor) -> Tensor:
         grad = along_classes(upstream, axis) * grad
     elif not _is_one(upstream):
         grad.mul_(along_classes(upstream, axis))
+    if grad.dtype == ctx.dtype:
+        return grad
     return grad.to(ctx.dtype) if is_kept else _rounded(grad, ctx.dtype)
 
 

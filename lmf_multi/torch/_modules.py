@@ -28,7 +28,7 @@ from lmf_multi.spec import (
 )
 from lmf_multi.torch._distributed import Group, check_group, group_size, group_totals
 from lmf_multi.torch._functional import counted, sigmoid_loss, softmax_loss
-from lmf_multi.torch._tensors import is_plain
+from lmf_multi.torch._tensors import is_plain, widest
 
 
 class _Loss(nn.Module):
@@ -145,7 +145,7 @@ class _Loss(nn.Module):
             weights = np.ones(reference.shape)
         self._exact["class_weight"] = weights
         if before is None:
-            self._place(self._device())
+            self._place(self._device() or torch.device("cpu"))
         else:
             with torch.no_grad():
                 before.copy_(torch.tensor(weights, dtype=torch.float64, device="cpu"))
@@ -165,8 +165,7 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = self._totals(target, where)
-        held = self._tensors
-        if is_plain(input) and any(v is not None and v.device != input.device for v in held):
+        if is_plain(input) and self._device() not in (None, input.device):
             self._place(input.device)
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
@@ -179,19 +178,22 @@ class _Loss(nn.Module):
         return group_totals(each, self.process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Loss":
-        self._place(fn(torch.empty(0, device=self._device())).device)
+        self._place(fn(torch.empty(0, device=self._device() or "cpu")).device)
         return self
 
-    def _device(self) -> torch.device:
-        """Where the tensors lie; the CPU where there are none."""
-        devices = (v.device for v in self._tensors if v is not None)
-        return next(devices, torch.device("cpu"))
+    def _device(self) -> torch.device | None:
+        """Where the tensors lie, if there are any."""
+        for v in self._tensors:
+            if v is not None:
+                device: torch.device = v.device
+                return device
+        return None
 
     def _place(self, device: torch.device) -> None:
         """Lay the tensors of the classes on a device, for all that may come."""
         if device.type == "meta":  # where nothing has a number
             device = torch.device("cpu")
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        dtype = widest(device)
         with torch.inference_mode(False):
             self._tensors = Vectors(*(_constant(v, dtype, device) for v in self._exact.values()))
 

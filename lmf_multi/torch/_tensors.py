@@ -173,14 +173,21 @@ def _are_positive(x: Tensor) -> bool:
     return bool(smallest > 0 and largest < math.inf)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype of constants over the classes there: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def vector(name: str, values: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """A constant array over the classes, where and how the logits need it."""
     if values is None:
         return None
     if isinstance(values, Tensor):
-        values = _as_plain(values)
-        if values.requires_grad:
+        values = plain = _as_plain(values)
+        if plain.requires_grad:
             raise ValueError(f"{name} must be constant, got a tensor that requires grad; detach it")
+        if plain.dtype == dtype and plain.device == device:
+            return plain  # as would be found out below, but sooner
     elif isinstance(values, np.ndarray):
         values = np.array(values)  # a spec's arrays are read-only, which PyTorch warns of
     return torch.as_tensor(values, dtype=dtype, device=device)

@@ -66,12 +66,11 @@ class Batch:
     def is_sigmoid(self):
         return self.case.by_element
 
-    @property
-    def vectors(self):
-        """Margins, where there is LDAM, and weights, (C,) or (2, C); adjustments (C,); float32."""
+    def vectors(self, dtype):
+        """Margins, where there is LDAM, and weights, (C,) or (2, C); adjustments (C,)."""
         case = self.case
         given = (case.margins if case.alpha else None, case.weights, case.adjustments)
-        return [None if v is None else np.ascontiguousarray(v.T, np.float32) for v in given]
+        return [None if v is None else np.ascontiguousarray(v.T, dtype) for v in given]
 
     @property
     def totals(self):
@@ -176,7 +175,7 @@ def as_pytorch(kernel, seed):
     labels, where = np.ascontiguousarray(some.labels, kind), np.ascontiguousarray(some.where)
     losses = np.empty(labels.shape, np.float32) if case.reduction == "none" else None
     held = {"z": z, "losses": losses}
-    held |= zip(("margins", "weights", "adjustments"), some.vectors, strict=True)
+    held |= zip(("margins", "weights", "adjustments"), some.vectors(np.float64), strict=True)
     held |= {"t": labels} if some.is_sigmoid else {"y": labels}
     ignored = np.nan
     if some.is_sigmoid and rng.random() < 0.5:
@@ -292,7 +291,7 @@ def as_xla(kernel, pool, seed):
     losses, untouched = np.full(labels.shape, SENTINEL, np.float32), grad.copy()
     shaped = [x[..., 0] if z.shape[2] == 1 else x for x in (z, labels, losses, grad)]
     numbers = np.array([case.gamma, case.scale, case.alpha, case.beta], np.float32)
-    vectors = [v for v in some.vectors if v is not None]
+    vectors = [v for v in some.vectors(np.float32) if v is not None]
     arguments = buffers([*shaped[:2], numbers, *vectors], some.dtype)
     results = buffers(shaped[2:][: 1 + some.with_grad])
     given = (case.logit_adjustment, case.beta, case.alpha, some.is_sigmoid)

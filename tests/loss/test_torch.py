@@ -785,6 +785,8 @@ def test_class_weights_may_change_in_place(torch, losses, dtype, compiled):
     """As those of PyTorch's losses may, which a schedule does; whatever the logits' dtype."""
     z, y = torch.tensor(LOGITS, dtype=getattr(torch, dtype)), torch.tensor(LABELS)
     loss, weights = losses.LMFLoss(COUNTS), [1.0, 2.0, 5.0]
+    if compiled:
+        torch._dynamo.reset()  # of what others compiled: a function has eight versions at most
     run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
     before = run(z, y).item()
     loss.class_weight.copy_(torch.tensor(weights))
