@@ -19,6 +19,7 @@ W      (N,)      an example's class weight, w_y or Σ_j q_j w_j
 a, b   ()        what LDAM and focal of a class weight of 1 count for, α and β over
                  what the reduction divides each by
 γ, s   ()        focusing exponent, LDAM's scale
+ε      ()        label smoothing
 ω, τ   as z      one-vs-rest log-odds, nats, without and with scale and margin
 M, S   (N,)      the largest logit among the other classes, and their Σ e^(z_k - M)
 ====== ========= ===================================================================
@@ -89,7 +90,8 @@ class Labels(NamedTuple):
 class Terms(NamedTuple):
     """Everything that the two terms are made of beside logits and labels.
 
-    Δ or a is None without LDAM, b is None without focal, w is None for ones, o for zeros.
+    Δ or a is None without LDAM, b is None without focal, w is None for ones, o for zeros. Labels of
+    the softmax form are smoothed before, where their classes are laid out anyway: ε is 0 there.
     """
 
     Δ: Any
@@ -99,6 +101,7 @@ class Terms(NamedTuple):
     γ: Any
     s: Any
     o: Any = None
+    ε: Any = 0.0
 
 
 def numbers_of(loss: Any) -> Numbers:

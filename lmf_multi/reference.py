@@ -334,8 +334,7 @@ def _sigmoid_loss(
     q = _sigmoid_targets(t, valid)
     a, b = _shares((q * w).sum(0), valid, numbers, options.reduction)
     ε = numbers.label_smoothing
-    q = ((1 - ε) * q + ε / 2) * valid
-    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=numbers.gamma, s=numbers.scale, o=o)
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=numbers.gamma, s=numbers.scale, o=o, ε=ε)
     loss, grad = _sigmoid(x, Labels(q=q), terms)
 
     value: Floats = loss if options.reduction == "none" else loss.sum()
@@ -406,7 +405,7 @@ def _shares(
 
 def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
     """Σ_j q_j w_j (a LDAM_j + b Focal_j) of each example (N,), and its gradient (N, C)."""
-    Δ, w, a, b, γ, s, o = terms
+    Δ, w, a, b, γ, s, o, _ = terms
     loss, grad = np.zeros(len(z)), np.zeros_like(z)
     spoilt = np.flatnonzero(np.isnan(z).any(axis=1))  # NaN, even where no term counts
     loss[spoilt], grad[spoilt] = np.nan, np.nan
@@ -436,9 +435,10 @@ def _all_classes(z: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Float
 
 def _sigmoid(x: Floats, labels: Labels, terms: Terms) -> tuple[Floats, Floats]:
     """The same of each element (N,) as negative and as positive, with q, Δ and w (2, …)."""
-    (Δ, w, a, b, γ, s, o), sign = terms, np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
+    (Δ, w, a, b, γ, s, o, ε), sign = terms, np.array([-1.0, 1.0]).reshape(2, *[1] * x.ndim)
+    q = (1 - ε) * labels.q + ε / 2 * labels.q.sum(0)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        ω, share = sign * (x + o), labels.q * w
+        ω, share = sign * (x + o), q * w
         ldam, ldam_slope = _ldam(s * (ω - Δ), s)
         focal, focal_slope = _focal(ω, γ)
         loss = (_times(share * a, ldam) + _times(share * b, focal)).sum(0)

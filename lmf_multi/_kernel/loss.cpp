@@ -330,11 +330,11 @@ bool succeeds(const xla::Api *api, xla::Error *error) {
 }  // namespace
 
 // Arguments: logits (outer, C, inner) or (N, C); labels of 32 bits, -1 for an unknown one, which
-// gives NaN, and -2 for an example that takes no part; γ, s and what LDAM and focal are multiplied
-// by; margins (C,) for LDAM; perhaps weights (C,); what is added to the logits (C,). Attributes:
-// whether something is added, whether there is focal, LDAM, and the sigmoid form, whose labels are
-// probabilities in the logits' shape, NaN for an unknown one, and whose margins and weights are
-// (2, C). Results: each example's loss, and perhaps the gradient.
+// gives NaN, and -2 for an example that takes no part; γ, s, what LDAM and focal are multiplied by,
+// and the sigmoid form's smoothing; margins (C,) for LDAM; perhaps weights (C,); what is added to
+// the logits (C,). Attributes: whether something is added, whether there is focal, LDAM, and the
+// sigmoid form, whose labels are probabilities in the logits' shape, NaN for an unknown one, and
+// whose margins and weights are (2, C). Results: each example's loss, and perhaps the gradient.
 extern "C" xla::Error *lmf_multi_loss_xla(xla::Frame *frame) {
     if (frame->extensions && frame->extensions->type == xla::METADATA) {
         xla::Metadata *metadata = ((xla::MetadataExtension *)frame->extensions)->metadata;
@@ -369,6 +369,7 @@ extern "C" xla::Error *lmf_multi_loss_xla(xla::Frame *frame) {
     call.scale = settings[1];
     call.a = settings[2];
     call.b = settings[3];
+    call.smoothing = settings[4];
     call.has_focal = is(1);
     call.has_ldam = is(2);
     if (call.has_ldam) call.margins_32 = (const float *)arguments[3]->data;

@@ -26,7 +26,7 @@ def value_and_grad(z: Array, labels: Labels, terms: Terms, axis: int | None) -> 
 
 def one_class(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Array, Array]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    Δ, w, a, b, γ, s, o = terms
+    Δ, w, a, b, γ, s, o, _ = terms
     W, y = weights(labels, w, axis, z.dtype), jnp.maximum(labels.y, 0)
     is_y = is_class(y, z.shape[axis], axis)
     # a masked row becomes one in which no other class is possible: loss and gradient exactly 0
@@ -67,7 +67,7 @@ def all_classes(z: Array, labels: Labels, terms: Terms, axis: int) -> tuple[Arra
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    Δ, w, a, b, γ, s, o = terms
+    Δ, w, a, b, γ, s, o, _ = terms
     z, lost = adjusted(z, None if o is None else by_class(o, z.ndim, axis))
     top = jnp.argmax(jax.lax.stop_gradient(z), axis)
     is_top = is_class(top, z.shape[axis], axis)
@@ -103,7 +103,7 @@ def sigmoid(x: Array, labels: Labels, terms: Terms) -> tuple[Array, Array]:
 
     What is of negative and positive lies along a first axis, (2, N).
     """
-    Δ, w, a, b, γ, s, o = terms
+    Δ, w, a, b, γ, s, o, ε = terms
     x, lost = adjusted(x, o)
     if labels.q is None:
         x = x if labels.masked is None else jnp.where(labels.masked, 0, x)
@@ -111,7 +111,9 @@ def sigmoid(x: Array, labels: Labels, terms: Terms) -> tuple[Array, Array]:
         W, Δ = weights(labels, w, None, x.dtype), None if Δ is None else at_class(Δ, labels.y, None)
     else:
         sign = jnp.array([-1, 1], x.dtype).reshape(2, *[1] * x.ndim)
-        W, x = shares(labels.q, w, None), x[None]
+        presence = labels.q[0] + labels.q[1]
+        q = (1 - ε) * labels.q + ε / 2 * presence[None]
+        W, x = shares(q, w, None), x[None]
         lost = None if lost is None else lost[None]
     ω, lost = sign * x, None if lost is None else sign * lost
 

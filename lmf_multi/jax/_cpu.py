@@ -83,7 +83,7 @@ def by_kernel(
         z: float (N, C), at most 32 bits, logits, the classes along ``axis``; (N,) in the sigmoid
             form, which has none.
         labels: y int32 (N,), -1 for an unknown one, which gives NaN; masked bool (N,) or None. Or q
-            float32 (2, N) of the sigmoid form.
+            float32 (2, N) of the sigmoid form, before smoothing.
         terms: Δ, w, o float32 (C,), or of the sigmoid form (2, …), (2, …) and as the logits.
     """
     terms = Terms(*(None if x is None else jnp.asarray(x, jnp.float32) for x in terms))
@@ -144,7 +144,7 @@ def _by_operations(
 
 def _by_call(*operands: Array, structure: Any, axis: int | None, with_grad: bool) -> list[Array]:
     """Rows in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1."""
-    z, (y, masked, q), (Δ, w, a, b, γ, s, o) = structure.unflatten(operands)
+    z, (y, masked, q), (Δ, w, a, b, γ, s, o, ε) = structure.unflatten(operands)
     vectors = [v for v in (None if a is None else Δ, w, o) if v is not None]
     results, is_sigmoid = _shapes(z, axis=axis, with_grad=with_grad), axis is None
     if axis is not None:
@@ -155,7 +155,7 @@ def _by_call(*operands: Array, structure: Any, axis: int | None, with_grad: bool
         labels = jnp.where(y < 0, jnp.nan, jnp.float32(y)) if q is None else q[1]
         masked = masked if q is None else q[0] + q[1] == 0
     labels = labels if masked is None else jnp.where(masked, _MASKED, labels)
-    numbers = jnp.stack([jnp.float32(0) if number is None else number for number in (γ, s, a, b)])
+    numbers = [jnp.float32(0) if number is None else number for number in (γ, s, a, b, ε)]
     sizes = sizes[: 3 if sizes[2] > 1 else 2]
     of_labels = sizes if is_sigmoid else [sizes[0], *sizes[2:]]
     shaped = [x.update(shape=n) for x, n in zip(results, (of_labels, sizes), strict=False)]
@@ -163,7 +163,9 @@ def _by_call(*operands: Array, structure: Any, axis: int | None, with_grad: bool
     terms["has_adjustment"] = o is not None
     settings = {name: np.bool_(value) for name, value in terms.items()}
     call = jax.ffi.ffi_call(_NAME, shaped)
-    found = call(z.reshape(sizes), labels.reshape(of_labels), numbers, *vectors, **settings)
+    found = call(
+        z.reshape(sizes), labels.reshape(of_labels), jnp.stack(numbers), *vectors, **settings
+    )
     return [x.reshape(like.shape) for x, like in zip(found, results, strict=True)]
 
 

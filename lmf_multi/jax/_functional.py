@@ -188,7 +188,7 @@ def compute_loss(
     else:
         given, presence = targets(y, z.shape[axis], axis, options, dtype)
     divisors = normalizers(given, presence, vectors.class_weight, axis, options)
-    terms = _terms(vectors, numbers, *divisors)
+    terms = _terms(vectors, numbers, divisors, axis)
     ε = numbers.label_smoothing
     if not soft and isinstance(ε, Array):
         return _smoothed_perhaps(z, given, presence, terms, ε, axis)
@@ -212,7 +212,7 @@ def compute_sigmoid_loss(
     vectors = Vectors(Δ, w, None if o is None else along(o, x.ndim, options.axis))
     given, presence = sigmoid_targets(t, options, dtype)
     divisors = normalizers(given, presence, vectors.class_weight, None, options)
-    terms = _terms(vectors, numbers, *divisors)
+    terms = _terms(vectors, numbers, divisors, None)
     ε = numbers.label_smoothing
     if not soft and isinstance(ε, Array):
         return _smoothed_perhaps(x, given, presence, terms, ε, None)
@@ -295,23 +295,25 @@ def _is_zero(number: Any) -> bool:
     return not isinstance(number, Array) and number == 0
 
 
-def _terms(vectors: Vectors, numbers: Numbers, by_weight: Any, by_examples: Any) -> Terms:
+def _terms(
+    vectors: Vectors, numbers: Numbers, divisors: tuple[Any, Any], axis: int | None
+) -> Terms:
     """The terms of a batch whose sums are divided by these, () each."""
-    (Δ, w, o), (α, β, γ, s, _) = vectors, numbers
+    (Δ, w, o), (α, β, γ, s, ε), (by_weight, by_examples) = vectors, numbers, divisors
     a = None if Δ is None or _is_zero(α) else α / by_weight
     b = None if _is_zero(β) else β / by_examples
-    return Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o)
+    return Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o, ε=ε if axis is None else 0.0)
 
 
 def _over_classes(
     z: Array, labels: Labels, presence: Array, ε: Any, axis: int | None
 ) -> tuple[Array, Labels]:
-    """Labels smoothed over all classes, (N, C), and logits with zeros for masked examples."""
+    """Labels (N, C), in the softmax form smoothed, and logits with zeros for masked examples."""
     along, C = (0, 2) if axis is None else (axis, z.shape[axis])
-    y, masked, q = labels
-    if q is None or not _is_zero(ε):
-        present = jnp.expand_dims(presence, along)
-        q = jnp.where(is_class(y, C, along), present, 0) if q is None else q
+    (y, masked, q), present = labels, jnp.expand_dims(presence, along)
+    if q is None:
+        q = jnp.where(is_class(y, C, along), present, 0)
+    if axis is not None and not _is_zero(ε):
         q = (1 - ε) * q + ε / C * present
     if masked is not None:
         z = jnp.where(masked if axis is None else jnp.expand_dims(masked, axis), 0, z)

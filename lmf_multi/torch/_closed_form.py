@@ -32,7 +32,7 @@ def value_and_grad(
 
 def one_class(z: Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[Tensor, Tensor]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    masked, y, (Δ, w, a, b, γ, s, o) = labels.masked, labels.y.clamp(min=0), terms
+    masked, y, (Δ, w, a, b, γ, s, o, _) = labels.masked, labels.y.clamp(min=0), terms
     z, lost = adjusted(widened(z), None if o is None else by_class(o, z.dim(), axis))
     W, is_y = weights(labels, w, z.dtype), is_class(y, z, axis)
     z_y, left_out = of_label(z, y, is_y, axis), is_y
@@ -69,7 +69,7 @@ def all_classes(z: Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[Ten
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    q, (Δ, w, a, b, γ, s, o, _) = labels.q, terms
     Δ, w, o = (None if v is None else by_class(v, z.dim(), axis) for v in (Δ, w, o))
     z, lost = adjusted(widened(z), o)
     share = q if w is None else q * w
@@ -105,13 +105,14 @@ def sigmoid(x: Tensor, labels: Labels, terms: Terms) -> tuple[Tensor, Tensor]:
 
     Δ, w and q have negative and positive along a first axis (2, …).
     """
-    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    q, (Δ, w, a, b, γ, s, o, ε) = labels.q, terms
     x, lost = adjusted(widened(x), o)
     if q is None:
         share, y = weights(labels, w, x.dtype), labels.y.clamp(min=0)
         x = x if labels.masked is None else torch.where(labels.masked, 0.0, x)
         sign, Δ = (2 * y - 1).to(x.dtype), None if Δ is None else at_class(Δ, y)
     else:
+        q = q if ε == 0 else (1 - ε) * q + ε / 2 * q.sum(0)
         share = q if w is None else q * w
         sign = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device).view(2, *[1] * x.dim())
     ω, lost = sign * x, None if lost is None else sign * lost

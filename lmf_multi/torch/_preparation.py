@@ -54,7 +54,7 @@ def prepare(z: Tensor, batch: Batch) -> tuple[Tensor, Labels, Terms]:
         o = None if o is None else along(o, z.dim(), options.axis)
     by_weight, by_examples = normalizers(W, presence, options)
     a, b = α / by_weight if α else None, β / by_examples if β else None
-    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o)
+    terms = Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o, ε=ε if axis is None else 0.0)
     if labels.q is None and ε == 0:
         return z, labels, terms
 
@@ -63,7 +63,8 @@ def prepare(z: Tensor, batch: Batch) -> tuple[Tensor, Labels, Terms]:
         y = labels.y
         is_y = torch.stack([y != 1, y == 1]) if axis is None else is_class(y, z, axis)
         q = torch.where(is_y, present, 0.0)
-    q = (1 - ε) * q + ε / C * present
+    if axis is not None:
+        q = (1 - ε) * q + ε / C * present
     return torch.where((presence if axis is None else present) == 0, 0.0, z), Labels(q=q), terms
 
 

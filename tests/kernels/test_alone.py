@@ -142,7 +142,8 @@ def softmax_labels(rng, shape):
 
 
 def sigmoid_labels(rng, shape):
-    t, C, smoothing = rng.integers(0, 2, shape).astype(float), shape[-1], rng.choice([0, 0, 0.1])
+    t, C = rng.integers(0, 2, shape).astype(float), shape[-1]
+    smoothing = rng.choice([0, 0, 0.1, 1e-4])
     if rng.random() < 0.3:
         t = rounded(rng.uniform(0, 1, shape), "float32")
     where = rng.random(shape) >= rng.choice([0, 0.2, 1], p=[0.4, 0.5, 0.1])
@@ -285,12 +286,12 @@ def as_xla(kernel, pool, seed):
     rng = np.random.default_rng([seed, 2])
     some = batch(seed, "none")
     case, kind = some.case, np.float32 if some.is_sigmoid else np.int32
-    smooth = some.labels + case.label_smoothing * (0.5 - some.labels)  # before the call
-    labels = np.ascontiguousarray(np.where(some.where, smooth, -2), kind)
+    labels = np.ascontiguousarray(np.where(some.where, some.labels, -2), kind)
     z, grad = np.ascontiguousarray(stored(some.logits, some.dtype)), some.gradient()
     losses, untouched = np.full(labels.shape, SENTINEL, np.float32), grad.copy()
     shaped = [x[..., 0] if z.shape[2] == 1 else x for x in (z, labels, losses, grad)]
-    numbers = np.array([case.gamma, case.scale, case.alpha, case.beta], np.float32)
+    numbers = [case.gamma, case.scale, case.alpha, case.beta, case.label_smoothing]
+    numbers = np.array(numbers, np.float32)
     vectors = [v for v in some.vectors(np.float32) if v is not None]
     arguments = buffers([*shaped[:2], numbers, *vectors], some.dtype)
     results = buffers(shaped[2:][: 1 + some.with_grad])

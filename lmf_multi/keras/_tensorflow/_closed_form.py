@@ -26,7 +26,7 @@ def value_and_grad(
 
 def one_class(z: tf.Tensor, labels: Labels, terms: Terms, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Loss of the labelled class alone (N,), and its gradient (N, C)."""
-    masked, y, (Δ, w, a, b, γ, s, o) = labels.masked, tf.maximum(labels.y, 0), terms
+    masked, y, (Δ, w, a, b, γ, s, o, _) = labels.masked, tf.maximum(labels.y, 0), terms
     z, lost = adjusted(z, None if o is None else by_class(o, len(z.shape), axis))
     W, is_y = weights(labels, w, axis, z.dtype), is_class(y, tf.shape(z)[axis], axis)
     z_y, M, left_out = _at_label(z, y, axis), _max_of_others(z, is_y, axis), is_y
@@ -67,7 +67,7 @@ def all_classes(
     Σ_{k≠j} e^{z_k} is the whole sum less one term for every class but the largest, where that
     difference would cancel; the largest has a sum of its own.
     """
-    share, (Δ, _, a, b, γ, s, o) = shares(labels.q, terms.w, axis), terms
+    share, (Δ, _, a, b, γ, s, o, _) = shares(labels.q, terms.w, axis), terms
     z, lost = adjusted(z, None if o is None else by_class(o, len(z.shape), axis))
     top = tf.argmax(tf.stop_gradient(z), axis)
     is_top = is_class(top, tf.shape(z)[axis], axis)
@@ -103,14 +103,14 @@ def sigmoid(x: tf.Tensor, labels: Labels, terms: Terms) -> tuple[tf.Tensor, tf.T
 
     What is of negative and positive lies along a first axis, (2, N).
     """
-    q, (Δ, w, a, b, γ, s, o) = labels.q, terms
+    q, (Δ, w, a, b, γ, s, o, ε) = labels.q, terms
     x, lost = adjusted(x, o)
     if q is None:
         share, positive = weights(labels, w, None, x.dtype), labels.y == 1
         sign = tf.where(positive, constant(1, x.dtype), constant(-1, x.dtype))
         Δ = None if Δ is None else tf.where(positive, Δ[1], Δ[0])
     else:
-        share = shares(q, w, None)
+        share = shares((1 - ε) * q + ε / 2 * (q[0] + q[1]), w, None)
         sign = tf.reshape(tf.constant([-1.0, 1.0], x.dtype), [2] + [1] * len(x.shape))
     ω, lost = sign * x, None if lost is None else sign * lost
 
@@ -132,8 +132,10 @@ def sigmoid(x: tf.Tensor, labels: Labels, terms: Terms) -> tuple[tf.Tensor, tf.T
 def weights(labels: Labels, w: tf.Tensor | None, axis: int | None, dtype: tf.DType) -> tf.Tensor:
     """Each example's class weight W (N,): 0 for a masked one, NaN for an unknown label."""
     y, masked, q = labels
+    if q is not None and axis is None:  # which XLA does not add up in an array of its own
+        return q[0] + q[1] if w is None else q[0] * w[0] + q[1] * w[1]
     if q is not None:
-        return tf.reduce_sum(shares(q, w, axis), 0 if axis is None else axis)
+        return tf.reduce_sum(shares(q, w, axis), axis)
     if w is None:
         W = tf.ones_like(y, dtype)
     elif axis is None:

@@ -93,9 +93,9 @@ def by_kernel(
     """Loss (N,) and gradient (N, C) of ``value_and_grad``, whose derivatives theirs are.
 
     z has at most 32 bits, y is int32, Δ, w and o are float32. In the sigmoid form, which has no
-    axis, y and q are float32 too.
+    axis, y and q are float32 too, and not yet smoothed.
     """
-    (y, masked, q), (Δ, w, a, b, γ, s, o) = labels, terms
+    (y, masked, q), (Δ, w, a, b, γ, s, o, ε) = labels, terms
     vectors = [vector for vector in (None if a is None else Δ, w, o) if vector is not None]
     if axis is not None:
         sizes = _sizes_around(z, axis)
@@ -104,7 +104,7 @@ def by_kernel(
         y = tf.where(y < 0, math.nan, y) if q is None else q[1]
         masked = masked if q is None else q[0] + q[1] == 0  # those of a masked element
     y = y if masked is None else tf.where(masked, tf.cast(_MASKED, y.dtype), y)
-    numbers = (γ, s, 0.0 if a is None else a, 0.0 if b is None else b)
+    numbers = (γ, s, 0.0 if a is None else a, 0.0 if b is None else b, ε)
     numbers = tf.stack([tf.cast(number, tf.float32) for number in numbers])
     settings = {"has_adjustment": o is not None, "has_focal": b is not None}
     settings |= {"has_ldam": a is not None, "is_sigmoid": axis is None}
@@ -155,7 +155,7 @@ def _call(
     """Loss (N,) and gradient (N, C) of labels (N,), of which -2 are masked.
 
     Rows go in memory order, (outer, C, inner), or (N, C), for XLA copies an inner axis of 1.
-    ``others`` are the numbers (4,), and Δ, w and o (C,) where they are.
+    ``others`` are the numbers (5,), and Δ, w and o (C,) where they are.
     """
     from tensorflow.compiler.tf2xla.python.xla import call_module
 

@@ -83,10 +83,8 @@ def compute_sigmoid_loss(
     by_weight, by_examples = normalizers(W, where, options.reduction)
     a = None if α == 0 or Δ is None else α / by_weight
     b = None if β == 0 else β / by_examples
-    if not hard:
-        labels = smoothed(labels, ε, 2, 0, dtype)
     x = x if where is None else tf.where(where, x, 0.0)
-    return mixture(x, labels, Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o), None)
+    return mixture(x, labels, Terms(Δ=Δ, w=w, a=a, b=b, γ=γ, s=s, o=o, ε=ε), None)
 
 
 def _checked(

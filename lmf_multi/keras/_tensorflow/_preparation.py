@@ -51,7 +51,8 @@ def sigmoid_targets(
     if hard:
         return Labels(tf.where(inside, t, -1.0), masked)
     presence = tf.ones_like(t) if where is None else tf.cast(where, dtype)
-    return Labels(q=tf.stack([1 - t, t]) * (presence / one_or_nan(inside, dtype)), masked=masked)
+    presence /= one_or_nan(inside, dtype)
+    return Labels(q=tf.stack([(1 - t) * presence, t * presence]), masked=masked)
 
 
 def by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
