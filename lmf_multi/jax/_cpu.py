@@ -153,7 +153,6 @@ def _by_call(*operands: Array, structure: Any, axis: int | None, with_grad: bool
     else:
         sizes, vectors = _labels(z, vectors)  # (2, …), but o
         labels = jnp.where(y < 0, jnp.nan, jnp.float32(y)) if q is None else q[1]
-        masked = masked if q is None else q[0] + q[1] == 0
     labels = labels if masked is None else jnp.where(masked, _MASKED, labels)
     numbers = [jnp.float32(0) if number is None else number for number in (γ, s, a, b, ε)]
     sizes = sizes[: 3 if sizes[2] > 1 else 2]

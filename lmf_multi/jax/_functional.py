@@ -317,7 +317,7 @@ def _over_classes(
         q = (1 - ε) * q + ε / C * present
     if masked is not None:
         z = jnp.where(masked if axis is None else jnp.expand_dims(masked, axis), 0, z)
-    return z, Labels(q=q)
+    return z, Labels(masked=masked, q=q)
 
 
 def _smoothed_perhaps(

@@ -102,7 +102,6 @@ def by_kernel(
     else:
         sizes, vectors = _of_labels(z, vectors)
         y = tf.where(y < 0, math.nan, y) if q is None else q[1]
-        masked = masked if q is None else q[0] + q[1] == 0  # those of a masked element
     y = y if masked is None else tf.where(masked, tf.cast(_MASKED, y.dtype), y)
     numbers = (γ, s, 0.0 if a is None else a, 0.0 if b is None else b, ε)
     numbers = tf.stack([tf.cast(number, tf.float32) for number in numbers])

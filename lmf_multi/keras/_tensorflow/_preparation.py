@@ -50,9 +50,9 @@ def sigmoid_targets(
     inside = (t >= -PROBABILITY_SLACK) & (t <= 1 + PROBABILITY_SLACK)
     if hard:
         return Labels(tf.where(inside, t, -1.0), masked)
-    presence = tf.ones_like(t) if where is None else tf.cast(where, dtype)
-    presence /= one_or_nan(inside, dtype)
-    return Labels(q=tf.stack([(1 - t) * presence, t * presence]), masked=masked)
+    t /= one_or_nan(inside, dtype)
+    negative = 1 - t if where is None else tf.where(where, 1 - t, 0.0)
+    return Labels(q=tf.stack([negative, t]), masked=masked)
 
 
 def by_label(vector: tf.Tensor, ndim: int, axis: int) -> tf.Tensor:
