@@ -165,7 +165,8 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = self._totals(target, where)
-        if is_plain(input) and self._device() not in (None, input.device):
+        is_tensor = type(input) is Tensor  # a subclass may have a say in what is asked of it
+        if is_tensor and self._device() not in (None, input.device) and is_plain(input):
             self._place(input.device)
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
