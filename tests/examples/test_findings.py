@@ -1,7 +1,6 @@
 """Several findings an image: what is read of them, trained with them, and scored of them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from tests.examples.test_trainers import (  # noqa: F401
     INTERRUPTED,
     LOSS_OF,
     ROOT,
-    TORCHRUN,
     assert_same_run,
+    by_torchrun,
     history,
     jax_cache,
     run,
@@ -303,12 +302,7 @@ def test_torchrun_gives_findings_the_whole_batchs_mean(tmp_path):
     counts, labels = np.array([[90, 10], [50, 40], [97, 3]]), rng.integers(-1, 2, (8, 3))
     labels[::2, 1:] = -1
     logits = rng.normal(size=(8, 3)).astype(np.float32)
-    np.savez(tmp_path / "batch.npz", counts=counts, labels=labels, logits=logits)
-    (tmp_path / "program.py").write_text(WHOLE_BATCH)
-    command = [*TORCHRUN, str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    by_torchrun(tmp_path, WHOLE_BATCH, counts=counts, labels=labels, logits=logits)
     settings = parse("torch", ["--data", "t.csv", "--findings", "A,B,C", "--loss", "lmf"], "")
     criterion = of_torch.build_loss(settings, counts)
     expected = criterion(torch.from_numpy(logits), torch.from_numpy(labels)).item()

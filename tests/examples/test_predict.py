@@ -18,16 +18,10 @@ from scipy.special import softmax
 
 from lmf_multi import adjust_logits
 from tests.examples import trees
+from tests.examples.test_trainers import NEEDS, ROOT, SHARED
 from tests.frameworks import KERAS_BACKEND, load
 from tests.pages import page
 
-ROOT = Path(__file__).parents[2]
-NEEDS = {
-    "torch": ["torch", "torchvision"],
-    "flax": ["jax", "flax", "optax"],
-    "keras": ["keras", KERAS_BACKEND],
-}
-SHARED = ["PIL", "sklearn", "rich", "tensorboard"]
 SIZE = 16
 # cross-entropy, which leaves something to τ
 FLAGS = ["--loss", "ce", "--learning-rate", "1e-3", "--image-size", str(SIZE)]

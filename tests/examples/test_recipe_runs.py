@@ -20,8 +20,8 @@ from tests.examples.test_trainers import (
     LOSS_OF,
     NEEDS,
     ROOT,
-    TORCHRUN,
     assert_same_run,
+    by_torchrun,
     history,
     result,
     weights_of,
@@ -326,12 +326,7 @@ def test_parts_of_two_processes_have_the_whole_batchs_gradient(tmp_path):
     x = rng.normal(size=(12, 5)).astype(np.float32)
     y = np.array([0, 2, 0, 1, 0, 2, 1, 2, 0, 0, 0, 1])
     counts = np.array([90, 30, 3])
-    np.savez(tmp_path / "batch.npz", counts=counts, x=x, y=y)
-    (tmp_path / "program.py").write_text(IN_PARTS)
-    command = [*TORCHRUN, str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    by_torchrun(tmp_path, IN_PARTS, counts=counts, x=x, y=y)
     for name in LOSSES:
         model = torch.nn.Linear(5, 3)
         torch.nn.init.constant_(model.weight, 0.1)

@@ -500,6 +500,16 @@ def test_losses_are_what_their_names_say(trainer, flags):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
+def by_torchrun(folder, program, **batch):
+    """Run a program in two processes, which find the batch at the path that they are given."""
+    np.savez(folder / "batch.npz", **batch)
+    (folder / "program.py").write_text(program)
+    command = [*TORCHRUN, str(folder / "program.py"), str(folder / "batch.npz")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
 def of_two_processes(*flags):
     """The command of PyTorch's trainer, whose packages are there."""
     for package in (*SHARED, *NEEDS["torch"]):
@@ -574,12 +584,7 @@ def test_torchrun_gives_each_loss_the_whole_batchs_mean(tmp_path):
     rng = np.random.default_rng(0)
     counts, labels = np.array([90, 30, 3]), np.array([0, 2, 0, 1, 0, 2, 1, 2])
     logits = rng.normal(size=(8, 3)).astype(np.float32)
-    np.savez(tmp_path / "batch.npz", counts=counts, labels=labels, logits=logits)
-    (tmp_path / "program.py").write_text(WHOLE_BATCH)
-    command = [*TORCHRUN, str(tmp_path / "program.py"), str(tmp_path / "batch.npz")]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
+    by_torchrun(tmp_path, WHOLE_BATCH, counts=counts, labels=labels, logits=logits)
     for name in LOSSES:
         z = torch.from_numpy(logits).requires_grad_()
         loss = trainer.build_loss(parse("torch", ["--loss", name], ""), counts)(

@@ -13,15 +13,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from lmf_multi._kernel import library
+from lmf_multi._kernel import INTERFACE, library
 from lmf_multi._terms import Labels, Terms
 from lmf_multi.keras._tensorflow._closed_form import value_and_grad
 
 _LOG = logging.getLogger("lmf_multi")
 _MASKED = -2  # the label of an example that takes no part; -1 is an unknown one, or NaN
 _VERSION = 9  # of what a module in the graph may hold
-# what XLA says that it does not know, where a saved step runs without this module
-_NAME = "lmf_multi_loss (import lmf_multi.keras before running this step)"
+# what XLA says that it does not know, where a saved step runs without this module, or with another
+# that hands the kernel something else
+_NAME = f"lmf_multi_loss_{INTERFACE} (import lmf_multi.keras before running this step)"
 
 
 def has_kernel(logits: int = 0) -> bool:
