@@ -43,9 +43,9 @@ class LossCall(ctypes.Structure):
         ("y", c_void_p),  # int64 (N,), labels
         ("t", c_void_p),  # float32 (N,), probabilities of the positive, or None
         ("where", c_void_p),  # bool (N,), False leaves an element out; or None
-        ("margins", c_void_p),  # float64 (C,), of elements (2, C), or None without LDAM
+        ("margins", c_void_p),  # float64 (C,), of elements (C, 2) or (2,), or None without LDAM
         ("weights", c_void_p),  # likewise, or None for ones
-        ("adjustments", c_void_p),  # float64 (C,), added to the logits first of all, or None
+        ("adjustments", c_void_p),  # float64 (C,), of elements () too, added to the logits, or None
         ("grad", c_void_p),  # float32, of the logits, to be written; or None
         ("losses", c_void_p),  # float32 (N,), to be written; or None
         *((name, c_int64) for name in ("N", "C", "inner")),
@@ -59,6 +59,9 @@ class LossCall(ctypes.Structure):
         ("dtype", c_int32),  # of the logits, one of DTYPES
         ("by_weight", c_int32),  # whether LDAM's mean is over the weights, or the examples
         ("by_examples", c_int32),  # whether there are means
+        ("margins_by_label", c_int32),  # of elements: whether there is one of each label
+        ("weights_by_label", c_int32),
+        ("adjustments_by_label", c_int32),
         ("threads", c_int32),
         ("loss", c_double),  # written: the losses' sum
     ]

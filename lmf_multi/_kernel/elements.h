@@ -29,7 +29,7 @@ struct Table {
         if (!given || labels == 1 || labels > SHORT) return;
         for (int sign = 0; sign < signs; sign++)
             for (int64_t k = 0; k < labels + LANES; k++)
-                copies[sign][k] = given[sign * labels + k % labels];
+                copies[sign][k] = k < labels ? given[sign * labels + k] : copies[sign][k - labels];
     }
 
     // A vector's, negative or positive, from a place on

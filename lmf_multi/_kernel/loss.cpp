@@ -37,9 +37,9 @@ struct lmf_multi_call {
     const int64_t *y;          // (N,) labels
     const float *t;            // (N,) probabilities of the positive, or null
     const uint8_t *where;      // (N,) whether an element takes part, or null for all
-    const double *margins;      // (C,), of elements (2, C), or null without LDAM
+    const double *margins;      // (C,), of elements (C, 2) or (2,), or null without LDAM
     const double *weights;      // likewise, or null for ones
-    const double *adjustments;  // (C,), added to the logits before anything else, or null
+    const double *adjustments;  // (C,), of elements () too, added to the logits first, or null
     float *grad;               // of the logits, to be written, or null
     float *losses;             // (N,), to be written, or null
     int64_t N, C, inner;       // row r is (r / inner, r % inner) for the strides
@@ -51,6 +51,7 @@ struct lmf_multi_call {
     float ignored;                   // elements with this label take no part, or NaN
     int32_t dtype;                   // of the logits
     int32_t by_weight, by_examples;  // what means divide by
+    int32_t margins_by_label, weights_by_label, adjustments_by_label;  // of elements: whether (C, …)
     int32_t threads;
     double loss;  // written: the losses' sum
 };
@@ -273,14 +274,17 @@ extern "C" int lmf_multi_loss(lmf_multi_call *given) try {
     call.has_ldam = given->margins, call.has_focal = given->beta != 0;
     std::vector<float> vectors;
     vectors.reserve(5 * call.C);
-    auto in_32_bits = [&](const double *vector, int64_t n) {
+    auto in_32_bits = [&](const double *vector, int signs, bool by_label) {  // (signs, C)
         const float *begin = vectors.data() + vectors.size();
-        if (vector) vectors.insert(vectors.end(), vector, vector + n);
+        for (int sign = 0; vector && sign < signs; sign++)
+            for (int64_t k = 0; k < call.C; k++)
+                vectors.push_back((float)vector[(by_label ? k * signs : 0) + sign]);
         return vector ? begin : nullptr;
     };
-    call.margins_32 = in_32_bits(call.margins, call.t ? 2 * call.C : call.C);
-    call.weights_32 = in_32_bits(call.weights, call.t ? 2 * call.C : call.C);
-    call.adjustments_32 = in_32_bits(call.adjustments, call.C);
+    int signs = call.t ? 2 : 1;
+    call.margins_32 = in_32_bits(call.margins, signs, !call.t || call.margins_by_label);
+    call.weights_32 = in_32_bits(call.weights, signs, !call.t || call.weights_by_label);
+    call.adjustments_32 = in_32_bits(call.adjustments, 1, !call.t || call.adjustments_by_label);
     if (!call.t && call.inner == 1) {  // rows of one axis
         call.inner = call.N;
         call.z_inner = call.z_outer;

@@ -29,6 +29,7 @@ from lmf_multi.torch._tensors import (
 )
 
 _DTYPES = {getattr(torch, name): code for name, code in _kernel.DTYPES.items()}
+_BY_LABEL = {"margins": 2, "weights": 2, "adjustments": 1}  # the axes of what each label has
 WORTH_A_CALL = 2**13  # logits; compiled operations are faster on fewer
 
 
@@ -115,8 +116,7 @@ def _call(z: Tensor, batch: Batch, with_grad: bool) -> tuple[Tensor, Tensor | No
 def _rows(z: Tensor, batch: Batch) -> Any:
     """Logits of the softmax form, what the kernel reads beside them, and the plan."""
     y, Δ, w, o, numbers, options, *_ = batch
-    held = {"margins": Δ if numbers.alpha else None, "weights": w, "adjustments": o}
-    held = {name: v.double().contiguous() for name, v in held.items() if v is not None}
+    held = _constants(Δ if numbers.alpha else None, w, o)
     told = (z.dtype, options.ignore_index, numbers, options.reduction)
     plan = _plan_of_rows(z.shape, z.stride(), options.axis, *told)
     return z, {"y": as_long(y).contiguous(), **held}, plan
@@ -125,18 +125,21 @@ def _rows(z: Tensor, batch: Batch) -> Any:
 def _elements(z: Tensor, batch: Batch) -> Any:
     """The same of the sigmoid form, one element after another."""
     (axis, where, ignored, *_), (t, Δ, w, o, numbers, *_) = batch.options, batch
-    Δ = Δ if numbers.alpha else None
-    of_labels = [v for v, n in ((Δ, 2), (w, 2), (o, 1)) if v is not None and v.dim() == n]
-    L = max(map(len, of_labels), default=1)
-    if L > 1:
-        Δ, w = (None if v is None else v.reshape(-1, 2).T.expand(2, L) for v in (Δ, w))
-        o = None if o is None else o.expand(L)
-    Δ, w, o = (None if v is None else v.double() for v in (Δ, w, o))
-    held = {"t": t.float(), "where": where, "margins": Δ, "weights": w, "adjustments": o}
-    held = {name: x.contiguous() for name, x in held.items() if x is not None}
+    held = _constants(Δ if numbers.alpha else None, w, o)
+    ranks = tuple((name, v.dim()) for name, v in held.items())
+    L = max((len(v) for name, v in held.items() if v.dim() == _BY_LABEL[name]), default=1)
+    held["t"] = t.float().contiguous()
+    if where is not None:
+        held["where"] = where.contiguous()
     ignored = None if t.dtype == torch.bool else ignored
     told = (z.dtype, ignored, numbers, batch.options.reduction)
-    return z.contiguous(), held, _plan_of_elements(z.shape, axis, L, *told)
+    return z.contiguous(), held, _plan_of_elements(z.shape, axis, L, ranks, *told)
+
+
+def _constants(*vectors: Tensor | None) -> dict[str, Tensor]:
+    """Those over the classes that there are, by the kernel's names."""
+    named = zip(_BY_LABEL, vectors, strict=True)
+    return {name: v.double().contiguous() for name, v in named if v is not None}
 
 
 @lru_cache(maxsize=256)  # a training run has few shapes
@@ -154,10 +157,14 @@ def _plan_of_rows(
 
 
 @lru_cache(maxsize=256)
-def _plan_of_elements(shape: torch.Size, axis: int, L: int, *told: Any) -> _kernel.LossCall:
+def _plan_of_elements(
+    shape: torch.Size, axis: int, L: int, ranks: tuple[tuple[str, int], ...], *told: Any
+) -> _kernel.LossCall:
     """A call of such elements, of L labels."""
     plan = _plan(*told)
     plan.N, plan.C, plan.inner = math.prod(shape), L, math.prod(shape[axis + 1 :])
+    for name, rank in ranks:
+        setattr(plan, f"{name}_by_label", rank == _BY_LABEL[name])
     return plan
 
 

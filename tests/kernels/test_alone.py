@@ -66,11 +66,12 @@ class Batch:
     def is_sigmoid(self):
         return self.case.by_element
 
-    def vectors(self, dtype):
-        """Margins, where there is LDAM, and weights, (C,) or (2, C); adjustments (C,)."""
+    @property
+    def vectors(self):
+        """Margins, where there is LDAM, and weights, (C,) or (C, 2); adjustments (C,)."""
         case = self.case
         given = (case.margins if case.alpha else None, case.weights, case.adjustments)
-        return [None if v is None else np.ascontiguousarray(v.T, dtype) for v in given]
+        return [None if v is None else np.ascontiguousarray(v, np.float64) for v in given]
 
     @property
     def totals(self):
@@ -176,7 +177,7 @@ def as_pytorch(kernel, seed):
     labels, where = np.ascontiguousarray(some.labels, kind), np.ascontiguousarray(some.where)
     losses = np.empty(labels.shape, np.float32) if case.reduction == "none" else None
     held = {"z": z, "losses": losses}
-    held |= zip(("margins", "weights", "adjustments"), some.vectors(np.float64), strict=True)
+    held |= zip(("margins", "weights", "adjustments"), some.vectors, strict=True)
     held |= {"t": labels} if some.is_sigmoid else {"y": labels}
     ignored = np.nan
     if some.is_sigmoid and rng.random() < 0.5:
@@ -202,6 +203,9 @@ def as_pytorch(kernel, seed):
         dtype=_kernel.DTYPES[some.dtype],
         by_weight=case.reduction == "mean",
         by_examples=case.reduction in ("mean", "batch_mean"),
+        margins_by_label=True,
+        weights_by_label=True,
+        adjustments_by_label=True,
         threads=some.threads,
     )
     call.total_weight, call.total_examples = some.totals if rng.random() < 0.5 else (np.nan, np.nan)
@@ -292,7 +296,7 @@ def as_xla(kernel, pool, seed):
     shaped = [x[..., 0] if z.shape[2] == 1 else x for x in (z, labels, losses, grad)]
     numbers = [case.gamma, case.scale, case.alpha, case.beta, case.label_smoothing]
     numbers = np.array(numbers, np.float32)
-    vectors = [v for v in some.vectors(np.float32) if v is not None]
+    vectors = [np.ascontiguousarray(v.T, np.float32) for v in some.vectors if v is not None]
     arguments = buffers([*shaped[:2], numbers, *vectors], some.dtype)
     results = buffers(shaped[2:][: 1 + some.with_grad])
     given = (case.logit_adjustment, case.beta, case.alpha, some.is_sigmoid)
