@@ -346,6 +346,35 @@ INLINE Floats exp_and_sum(const Call &call, int64_t pitch, const float *x, float
     return S;
 }
 
+// A vector's rows of C classes, at most WIDE, one after another in memory, as vectors of a class each;
+// GCC knows how, where it knows the number. Those of the classes beyond C hold anything.
+template <int WIDE, class T>
+INLINE void to_classes(const T *z, int64_t C, float *x, int64_t pitch) {
+    T wider[LANES * WIDE];
+    if (C < WIDE) {
+        for (int i = 0; i < LANES; i++)
+            memcpy(wider + i * WIDE, z + i * C, (i + 1 < LANES ? WIDE : C) * sizeof(T));
+        z = wider;
+    }
+    for (int i = 0; i < LANES; i++)
+        for (int c = 0; c < WIDE; c++) x[c * pitch + i] = widened(z[i * WIDE + c]);
+}
+
+// And back; what a row writes too much, the next one overwrites
+template <int WIDE>
+INLINE void to_rows(const float *x, int64_t pitch, int64_t C, float *grad) {
+    float wider[LANES * WIDE], *rows = C < WIDE ? wider : grad;
+    for (int i = 0; i < LANES; i++)
+        for (int c = 0; c < WIDE; c++) rows[i * WIDE + c] = x[c * pitch + i];
+    for (int i = 0; i < LANES && C < WIDE; i++)
+        memcpy(grad + i * C, wider + i * WIDE, (i + 1 < LANES ? WIDE : C) * sizeof(float));
+}
+
+// Whether the rows that begin at these places are a vector full, and so
+INLINE bool packed(const int64_t *at, int64_t n, int64_t C, int64_t of_class) {
+    return n >= LANES && C <= 8 && of_class == 1 && at[LANES - 1] == at[0] + (LANES - 1) * C;
+}
+
 template <class T>
 INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, int64_t pitch) {
     const T *z = (const T *)call.z;
@@ -353,7 +382,17 @@ INLINE void rows_in_vectors(const Call &call, Rows &rows, float *x, float *e, in
     for (int64_t r = 0; r < rows.n; r += LANES) {
         const int64_t *at = rows.z_at + r;
         bool together = rows.together[r / LANES];
-        if (!together)
+        const T *rows_from = z + at[0];
+        if (!together && packed(at, rows.n - r, C, call.z_class)) {
+            if (C == 2)
+                to_classes<2>(rows_from, C, x + r, pitch);
+            else if (C == 3)
+                to_classes<3>(rows_from, C, x + r, pitch);
+            else if (C == 4)
+                to_classes<4>(rows_from, C, x + r, pitch);
+            else
+                to_classes<8>(rows_from, C, x + r, pitch);
+        } else if (!together)
             for (int i = 0; i < LANES; i++)
                 for (int64_t c = 0; c < C; c++)
                     x[c * pitch + r + i] = widened(z[at[i] + c * call.z_class]);
@@ -399,7 +438,17 @@ INLINE void gradient_in_vectors(const Call &call, Rows &rows, float *x, float *e
             if (together) __builtin_prefetch(to + rows.n, 1);
             memcpy(to, &g, sizeof g);
         }
-        if (!together)
+        float *rows_to = call.grad + at[0];
+        if (!together && packed(at, rows.n - r, C, call.grad_class)) {
+            if (C == 2)
+                to_rows<2>(x + r, pitch, C, rows_to);
+            else if (C == 3)
+                to_rows<3>(x + r, pitch, C, rows_to);
+            else if (C == 4)
+                to_rows<4>(x + r, pitch, C, rows_to);
+            else
+                to_rows<8>(x + r, pitch, C, rows_to);
+        } else if (!together)
             for (int i = 0; i < LANES && r + i < rows.n; i++)
                 for (int64_t c = 0; c < C; c++)
                     call.grad[at[i] + c * call.grad_class] = x[c * pitch + r + i];
