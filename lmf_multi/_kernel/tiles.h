@@ -112,6 +112,7 @@ INLINE Floats times(Floats coefficient, Floats term) {
 // --- a long one
 
 constexpr int64_t MOST = 256;  // numbers, whose terms stay in the cache
+static_assert(ROWS <= MOST, "a tile fits");
 
 // e^{-|x|/2}, log(1 + e^{-|x|}) and 1 / (1 + e^{-|x|}), of which sigmoid and softplus are made
 struct alignas(4 * LANES) Tails {

@@ -334,6 +334,24 @@ def test_calls_as_pytorchs(kernel, generation):
         newest.value = found
 
 
+@pytest.mark.parametrize("C", range(2, 10))
+def test_packed_rows_of_full_vectors(kernel, C):
+    """Whose gradient ends with the memory that is theirs."""
+    N, rng = 64, np.random.default_rng(C)
+    z, y = rng.normal(0, 3, (N, C)).astype(np.float32), np.arange(N) % C
+    memory = np.full(N * C + 16, SENTINEL, np.float32)
+    call = _kernel.LossCall(
+        size=ctypes.sizeof(_kernel.LossCall),
+        **{"z": pointer(z), "y": pointer(y), "grad": pointer(memory)},
+        **{"N": N, "C": C, "inner": 1, "z_strides": (C, 0, 1), "grad_strides": (C, 0, 1)},
+        **{"ignore_index": -1, "beta": 1, "scale": 1, "threads": 1},
+    )
+    assert kernel.lmf_multi_loss(call) == 0
+    p = np.exp(z - np.logaddexp.reduce(z, 1, keepdims=True))  # without γ it is cross-entropy
+    np.testing.assert_allclose(memory[: N * C].reshape(N, C), p - np.eye(C)[y], rtol=0, atol=1e-6)
+    assert (memory[N * C :] == SENTINEL).all()
+
+
 def test_calls_as_xlas(kernel, pool):
     for seed in range(CALLS):
         as_xla(kernel, pool, seed)

@@ -118,6 +118,16 @@ def test_every_half(torch, calls, C, dtype):
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("C", range(2, 10))
+def test_rows_at_the_distance_of_packed_ones(torch, calls, C):
+    """Whose classes are far from one another."""
+    base = torch.tensor(RNG.normal(0, 3, (C, 64, C)), dtype=torch.float32)
+    z = base[..., 0].t().requires_grad_()
+    assert z.stride() == (C, 64 * C)
+    check(torch, z, torch.arange(64) % C)
+    assert len(calls) == 1
+
+
 ELEMENTS = {  # of logits with the label axis second, and what they are made of
     "labels last": lambda x: x,
     "columns": lambda x: x.t().contiguous().t(),
@@ -142,7 +152,8 @@ def test_elements(torch, calls, layout, L, labels):
     if labels in ("float", "int"):
         t = t.where(torch.rand(x.shape, generator=generator) < 0.9, -100)
     smooth = masks | {"reduction": "none", "label_smoothing": 0.1}
-    for vectors in ([of_each, of_each + 1], [of_each[0], of_each + 1], [of_each[0], None]):
+    one = of_each[0]
+    for vectors in ([of_each, of_each + 1], [one, of_each + 1], [of_each, one + 1], [one, None]):
         added = [{"logit_adjustment": added} for added in (of_each[0, 0] - 2, of_each[:, 1] - 3)]
         for options in ({}, smooth, added[0], smooth | added[1], added[1]):
             results = []
@@ -154,7 +165,7 @@ def test_elements(torch, calls, layout, L, labels):
             for expected, actual in zip(results[:2], results[2:], strict=True):
                 # of a label between, whose two gradients of up to 70 may cancel
                 torch.testing.assert_close(actual, expected, rtol=1e-5, atol=3e-5)
-    assert len(calls) == 15
+    assert len(calls) == 20
 
 
 def test_probabilities_out_of_range(torch, calls):
