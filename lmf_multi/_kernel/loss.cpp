@@ -271,7 +271,8 @@ struct Work {
 extern "C" int lmf_multi_loss(lmf_multi_call *given) try {
     if (given->size != sizeof *given) return OTHER_SIZE;
     Call call = {*given};
-    call.has_ldam = given->margins, call.has_focal = given->beta != 0;
+    call.has_ldam = given->margins != nullptr;
+    call.has_focal = given->beta != 0;
     std::vector<float> vectors;
     vectors.reserve(5 * call.C);
     auto in_32_bits = [&](const double *vector, int signs, bool by_label) {  // (signs, C)

@@ -165,8 +165,9 @@ class _Loss(nn.Module):
             )
         if totals is None and averaged and self.process_group is not None:
             totals = self._totals(target, where)
-        is_tensor = type(input) is Tensor  # a subclass may have a say in what is asked of it
-        if is_tensor and self._device() not in (None, input.device) and is_plain(input):
+        # of another class, which may have a say in what is asked of it, nothing is asked
+        may_ask = type(input) in (Tensor, nn.Parameter)
+        if may_ask and self._device() not in (None, input.device) and is_plain(input):
             self._place(input.device)
         function = sigmoid_loss if self._is_sigmoid else softmax_loss
         options = Options(1, where, self.ignore_index, reduction=self.reduction, totals=totals)
